@@ -1,0 +1,174 @@
+"""
+What the pillar says of the platform, checked and merged.
+
+The pillar is read from ``__pillar__``: ``__salt__["pillar.get"]`` gives a mask in place of what
+it takes for a secret.
+"""
+
+import hashlib
+import json
+import os
+
+# Salt puts the folder of its utils on sys.path while it loads a module, live and synced alike.
+import llm_catalogue
+import salt.utils.files
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "llm_config"
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def check():
+    """
+    Return every mistake of this minion's pillar, one line each; an empty list when it is sound.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_config.check
+    """
+    pillar = __pillar__.get("llm")
+    digest = _digest(pillar)
+    seal = os.path.join(__opts__["cachedir"], "llm_config.checked")
+    if _read(seal) == digest:
+        return []
+    errors = [str(error).splitlines()[0] for error in __pillar__.get("_errors", ())]
+    found = llm_catalogue.problems(pillar, host=__opts__["id"])
+    if not errors and not found:
+        with salt.utils.files.fpopen(seal, "w", mode=0o600) as file:
+            file.write(digest)
+    return errors + [problem.text() for problem in found]
+
+
+def _digest(pillar):
+    """
+    Return what the verdict on ``pillar`` hangs on: the code, the pillar, and of its secrets only
+    the names and what is wrong with each. A second check of the same is spared: it would cost
+    longer (to import pydantic) than all else in a run that changes nothing.
+    """
+    parts = [__opts__["id"], llm_catalogue.code_version(), bool(__pillar__.get("_errors"))]
+    if isinstance(pillar, dict):
+        parts.append({key: value for key, value in pillar.items() if key != "secrets"})
+        parts.append(llm_catalogue.secret_flaws(pillar.get("secrets")))
+    text = json.dumps(parts, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path):
+    try:
+        with salt.utils.files.fopen(path) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def platform():
+    """
+    Return the platform as this minion's pillar describes it, merged, in bytes and seconds:
+    ``site``, ``host``, ``roles``, ``services`` (each with the defaults and its ``name``),
+    ``requests``, ``limits``, ``response_cache``, ``log_level``, ``certificates``, ``preflight``
+    and ``secrets`` (the names of those that are there, never a value).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_config.platform
+
+    Raises ``CommandExecutionError`` with every mistake when the pillar is not sound.
+    """
+    pillar, known = __pillar__.get("llm"), __context__.get("llm_config.platform")
+    if known is None or known["pillar"] is not pillar:  # a refresh brings another one
+        if found := check():
+            raise CommandExecutionError("the pillar is not sound:\n" + "\n".join(found))
+        platform_ = llm_catalogue.platform(pillar, __opts__["id"])
+        known = __context__["llm_config.platform"] = {"pillar": pillar, "platform": platform_}
+    return known["platform"]
+
+
+def service(name):
+    """
+    Return one service of the platform, with the defaults.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_config.service head
+
+    Raises ``CommandExecutionError`` when there is no such service.
+    """
+    services = platform()["services"]
+    if name not in services:
+        known = ", ".join(sorted(services))
+        raise CommandExecutionError(f'unknown service "{name}"; there are {known}')
+    return services[name]
+
+
+def tiers():
+    """
+    Return the services of the site in the order in which they start, as a list of lists of
+    names: what runs on every host first, then each after what it needs.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_config.tiers
+    """
+    return llm_catalogue.tiers(platform()["services"], platform()["site"])
+
+
+def carried():
+    """
+    Return the names of the services that this host carries, in the order of the tiers.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_config.carried
+    """
+    host = platform()["host"]
+    return [name for tier in tiers() for name in tier if host in hosts(name)]
+
+
+def hosts(service):
+    """
+    Return the ids of the hosts that carry ``service``, in the order of the site.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_config.hosts head
+
+    Raises ``CommandExecutionError`` when there is no such service.
+    """
+    name = globals()["service"](service)["name"]
+    return llm_catalogue.carriers(platform()["services"], platform()["site"], name)
+
+
+def secret(name, **called):
+    """
+    Return the value of a secret of this host: a string for ``cache.password``; for a group such
+    as ``clients`` a mapping of names to values (of clients, those of site.yaml alone).
+
+    For other modules. A call from a command line is refused: its answer would lie in the job
+    cache and pass over the event bus.
+
+    Raises ``CommandExecutionError`` when the secret is missing or unfit.
+    """
+    if any(key.startswith("__pub_") for key in called):
+        raise CommandExecutionError("secrets are not shown; salt-run llm.client shows a client's")
+    value = llm_catalogue.secret(__pillar__.get("llm", {}).get("secrets"), name)
+    if isinstance(value, dict):
+        wanted = platform()["site"]["clients"] if name == "clients" else value
+        return {key: secret(f"{name}.{key}") for key in wanted}
+    if flaw := llm_catalogue.secret_flaw(value):
+        raise CommandExecutionError(f"secret {name} {flaw}; salt-run llm.secret set {name}")
+    return value

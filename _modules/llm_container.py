@@ -1,0 +1,394 @@
+"""
+The platform's containers: what runs, the plan that leads to what should run, and carrying it out.
+
+What belongs to the platform is told by labels; nothing else is ever touched. A service has a
+container for each replica and generation, called ``<site>-<service>-<replica>-g<generation>``; the
+one before the current is kept, stopped, so that going back is a start.
+"""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import os
+import pathlib
+import re
+import time
+
+import llm_catalogue
+import llm_engine
+import llm_execution
+import llm_plan
+import llm_spec
+import llm_world
+from salt.exceptions import SaltInvocationError
+
+__virtualname__ = "llm_container"
+__func_alias__ = {"list_": "list"}  # list is a word of Python's
+
+SIDE_BY_SIDE = 6  # questions to the engine
+LISTED = "llm_container.listed"
+RECENT = 2  # seconds
+SAMPLE = 0.5  # seconds between the two looks that tell the CPU's use
+_ERROR = re.compile(r"\b(error|fatal|critical|panic|exception|traceback)\b", re.IGNORECASE)
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def _engine():
+    return llm_engine.Engine(llm_engine.socket_path(__opts__))
+
+
+def _site():
+    """Return the site's name, the first part of every name; containers need no catalogue."""
+    return (__pillar__.get("llm") or {}).get("site", {}).get("name", "llm")
+
+
+def list_(service=None, parked=False):
+    """
+    Return the platform's containers on this host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.list head parked=True
+
+    service
+        Only those of this service. Default: all.
+    parked
+        With those that were replaced and are kept for going back. Default: ``False``.
+
+    Returns a list of mappings with ``name``, ``id``, ``service``, ``replica``, ``generation``,
+    ``image``, ``image_id``, ``state``, ``address``, ``started_at``, ``restarts``, ``exit_code``,
+    ``out_of_memory``, ``memory`` (bytes), ``cpus``, ``spec`` (hash) and ``parked``.
+    """
+    engine = _engine()
+    listed, _ = _ours(engine.containers())
+    wanted = [each for each in listed if service in (None, each["Labels"].get(llm_world.SERVICE))]
+    found = [_shown(each) for each in _inspected(engine, wanted)]
+    found.sort(key=lambda each: (each["service"], each["replica"], each["generation"]))
+    return [each for each in found if parked or not each["parked"]]
+
+
+def _shown(found):
+    network = found.networks.get(found.parts.get("network"), {})
+    kept = ("name", "id", "service", "replica", "generation", "image_id", "state", "started_at")
+    kept += ("restarts", "exit_code", "out_of_memory", "spec")
+    return {key: getattr(found, key) for key in kept} | {
+        "image": found.parts.get("image"),
+        "address": network.get("address", ""),
+        "memory": found.host["Memory"],
+        "cpus": found.host["NanoCpus"] / 1e9,
+        "parked": found.parked,
+    }
+
+
+def _ours(listed):
+    """Return our containers among those ``listed``, and the names of all others."""
+    site = _site()
+    ours = [each for each in listed if (each["Labels"] or {}).get(llm_world.SITE) == site]
+    others = [each for each in listed if each not in ours]
+    return ours, {name.lstrip("/") for each in others for name in each["Names"]}
+
+
+def _inspected(engine, listed):
+    """Return the containers ``listed`` in full; those that went away meanwhile are left out."""
+    found = []
+    for each in listed:
+        try:
+            container = llm_world.container(engine.inspect(each["Id"]))
+        except llm_engine.NotFound:
+            continue
+        container.edited = _edited(container)
+        found.append(container)
+    return found
+
+
+def _edited(container):
+    """
+    Return those files which ``container`` has read at its start, and somebody has changed since
+    then. Even when they are put right again, nobody knows what it has read of them.
+    """
+    parts = container.parts
+    if not container.live or not parts.get("files"):
+        return []
+    places = [mount["source"] for mount in parts["mounts"]]
+    paths = [pathlib.Path(place, file) for place in places for file in parts["files"]]
+    started = datetime.datetime.fromisoformat(container.started_at).timestamp()
+    # What is of the future was written before the clock was set back.
+    changed = [path for path in paths if started < _written(path) < time.time()]
+    return sorted(path.name for path in changed)
+
+
+def _written(path):
+    """Return when ``path`` was written last as a Unix time, 0 when it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0
+
+
+def _listed(engine, recent):
+    """
+    Return the engine's list of containers, which the states of one run share when ``recent`` will
+    do: it only tells which there are, what they are like is asked of each.
+    """
+    when, listed = __context__.get(LISTED, (0, None))
+    if not recent or listed is None or time.monotonic() - when > RECENT:
+        listed = engine.containers()
+        __context__[LISTED] = (time.monotonic(), listed)
+    return listed
+
+
+def _world(engine, services, references, recent=False):
+    """
+    Return what a plan for ``services`` starts from. What is not needed when there is nothing to do
+    is not asked for.
+    """
+    listed = _listed(engine, recent)
+    ours, foreign = _ours(listed)
+    concerned = [each for each in ours if each["Labels"].get(llm_world.SERVICE) in services]
+    return llm_world.World(
+        site=_site(),
+        containers=_inspected(engine, concerned),
+        foreign=foreign,
+        addresses={
+            llm_world.address_of(network)
+            for each in listed
+            for network in each["NetworkSettings"]["Networks"].values()
+        },
+        images={
+            reference: {"id": llm_world.pinned(reference, ours), "create": reference}
+            for reference in references
+        },
+    )
+
+
+def plan(specs):
+    """
+    Return what has to be done for exactly the containers of ``specs`` to run. Touches nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.plan '[{service: bench, image: busybox, memory: 64m}]'
+
+    specs
+        A list of mappings, one per replica, with every replica of each service among them. Keys
+        and defaults: ``_utils/llm_spec.py``.
+
+    Returns ``{"operations": [...], "changes": {container: [sentence]}, "missing": [sentence],
+    "conflicts": [sentence]}`` for `execute`. ``missing`` is what an earlier state may still bring:
+    images, networks, folders to mount; ``conflicts`` is what a person has to remove.
+
+    Raises ``SaltInvocationError`` with every mistake in ``specs``, and ``CommandExecutionError``
+    when the engine does not answer.
+    """
+    wanted = _completed(specs)
+    engine = _engine()
+    services = {spec["service"] for spec in wanted}
+    references = {spec["image"] for spec in wanted}
+    found = llm_plan.plan(wanted, _world(engine, services, references, recent=True))
+    if not found["operations"]:
+        return found
+    world = _world(engine, services, references)
+    world = dataclasses.replace(
+        world,
+        networks={network["Name"]: network["Id"] for network in engine.networks()},
+        images={
+            reference: _image(engine, reference, world.images[reference]["id"])
+            for reference in references
+        },
+    )
+    found = llm_plan.plan(wanted, world)
+    _check_volumes(engine, found)
+    for operation in found["operations"]:
+        for path in operation["sources"]:
+            if not os.path.exists(path):
+                found["missing"].append(f"{path}, which {operation['container']} needs, is missing")
+    return found
+
+
+def _completed(specs):
+    """Return ``specs`` with their defaults; all mistakes come at once."""
+    wanted, mistakes = [], []
+    for spec in specs:
+        try:
+            wanted.append(llm_spec.completed(spec))
+        except SaltInvocationError as err:
+            mistakes.append(str(err))
+    if mistakes:
+        raise SaltInvocationError("\n".join(mistakes))
+    return wanted
+
+
+def _image(engine, reference, pinned):
+    """Return the id that ``reference`` stands for, and what to create containers from."""
+    try:
+        now = engine.image(reference)["Id"]
+    except llm_engine.NotFound:
+        now = None
+    if pinned in (None, now):
+        return {"id": now, "create": reference}
+    try:
+        engine.image(pinned)
+    except llm_engine.NotFound:
+        return {"id": now, "create": reference}
+    return {"id": pinned, "create": pinned}
+
+
+def _check_volumes(engine, found):
+    """Note volumes that have the name we need and are not ours."""
+    needed = {name for operation in found["operations"] for name in operation["volumes"]}
+    if not needed:
+        return
+    for volume in engine.volumes():
+        labels = volume["Labels"] or {}
+        if volume["Name"] in needed and labels.get(llm_world.SITE) != _site():
+            found["conflicts"].append(
+                f"Volume {volume['Name']} is not ours and has the name that we need: remove it"
+            )
+
+
+def removal(service, volumes=False):
+    """
+    Return what has to be done for nothing of ``service`` to be left. Touches nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.removal head
+
+    service
+        Its name.
+    volumes
+        With its volumes and what they hold. Default: ``False``.
+
+    Returns a plan as `plan` does.
+    """
+    engine = _engine()
+    world = _world(engine, {service}, ())
+    found = llm_plan.removal(service, world)
+    if volumes:
+        labels = {llm_world.SITE: world.site, llm_world.SERVICE: service}
+        names = [
+            volume["Name"]
+            for volume in engine.volumes()
+            if labels.items() <= (volume["Labels"] or {}).items()
+        ]
+        found = llm_plan.with_volumes(found, service, sorted(names))
+    return found
+
+
+def execute(plan):
+    """
+    Carry out what `plan` or `removal` returned, independent operations side by side.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.execute "$PLAN"
+
+    plan
+        As it was returned. An operation that fails takes back what it did, and ends its lane.
+
+    Returns ``{"changes": {container: [sentence]}, "errors": [sentence]}``: what was done, what
+    went wrong.
+    """
+    try:
+        return llm_execution.Execution(_engine(), _wait, _route).carry_out(plan["operations"])
+    finally:
+        __context__.pop(LISTED, None)
+
+
+def _wait(container, check, **seconds):
+    check = check or {"container": "running"}
+    __salt__["llm_health.wait"](check, container=container, **seconds)
+
+
+def _route(service, addresses):
+    __salt__["llm_mesh.route"](service, addresses)
+
+
+def logs(service, lines=50, errors=False, since=None):
+    """
+    Return what the containers of ``service`` wrote last, without secrets.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.logs head lines=100 errors=True
+
+    service
+        Its name.
+    lines
+        How many of each container. Default: 50.
+    errors
+        Only those among them that speak of an error. Default: ``False``.
+    since
+        Only those written after this Unix time. Default: any.
+
+    Returns ``{container: [line]}``.
+    """
+    engine = _engine()
+    secrets = (__pillar__.get("llm") or {}).get("secrets") or {}
+    values = [llm_catalogue.secret(secrets, name) for name in llm_catalogue.secret_names(secrets)]
+    found = {}
+    for each in list_(service):
+        text = "\n".join(engine.logs(each["id"], lines, since))
+        read = __salt__["llm_health.redacted"](text, values).splitlines()
+        found[each["name"]] = [line for line in read if not errors or _ERROR.search(line)]
+    return found
+
+
+def stats(service=None):
+    """
+    Return how much of its limits each running container uses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.stats head
+
+    service
+        Only containers of this service. Default: all.
+
+    Returns ``{container: {"memory": bytes, "memory_limit": bytes, "cpus": cores in use,
+    "cpus_limit": cores}}``. Takes about half a second, for the CPU's use is a difference.
+    """
+    engine = _engine()
+    running = [each for each in list_(service) if each["state"] == "running"]
+    if not running:
+        return {}
+    with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        ids = [each["id"] for each in running]
+        before = list(pool.map(engine.stats, ids))
+        time.sleep(SAMPLE)
+        after = list(pool.map(engine.stats, ids))
+    return {
+        each["name"]: _used(each, *samples)
+        for each, *samples in zip(running, before, after, strict=True)
+    }
+
+
+def _used(found, before, after):
+    memory = after["memory_stats"]
+    cache = memory.get("stats", {})
+    times = [datetime.datetime.fromisoformat(sample["read"]) for sample in (before, after)]
+    seconds = (times[1] - times[0]).total_seconds()
+    spent = [sample["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9 for sample in (before, after)]
+    return {
+        # As `docker stats` counts: what the kernel may drop at any time is not used.
+        "memory": memory.get("usage", 0)
+        - cache.get("total_inactive_file", cache.get("inactive_file", 0)),
+        "memory_limit": found["memory"],
+        "cpus": round((spent[1] - spent[0]) / seconds, 3) if seconds > 0 else 0.0,
+        "cpus_limit": found["cpus"],
+    }

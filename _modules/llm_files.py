@@ -1,0 +1,299 @@
+"""
+Configuration files of the services: rendered from templates, secrets included, and put where
+their containers read them.
+
+A service has two kinds of files. Those of ``files`` are read once, at start: they lie in a
+directory named after their content, which a container mounts for good, so that going back to an
+older container finds the older files. Those of ``live_files`` are read again when they change:
+they are moved into place one by one, and no container is replaced.
+
+A template is ``salt://<service>/files/<file>.jinja`` or ``salt://<service>/files/live/<file>.jinja``
+and knows ``service``, ``platform`` and ``secrets``. It writes secrets as they are or through
+``json``; nothing else may be made of them, or a change of the secret goes unnoticed.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jinja2
+import salt.fileclient
+from salt.exceptions import CommandExecutionError
+from salt.utils.jinja import SerializerExtension
+
+__virtualname__ = "llm_files"
+
+RENDERED = "llm_files.rendered"
+TEMPLATES = "llm_files.templates"
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def _root(service):
+    """Return the folder of ``service`` on this host."""
+    return pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"], "services", service)
+
+
+def _fingerprint_key():
+    """
+    Return the host's key for fingerprints of secrets; without one nothing was deployed yet, and
+    any key will do until `write` makes it.
+    """
+    path = _key_path()
+    return path.read_bytes() if path.exists() else b"not yet made"
+
+
+def _key_path():
+    return pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"], "fingerprint.key")
+
+
+def _secrets(service):
+    """Return what templates of ``service`` know as ``secrets``, and the same as a flat mapping."""
+    named = {name: __salt__["llm_config.secret"](name) for name in service["secrets"]}
+    flat = {}
+    for name, value in named.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{entry}": text for entry, text in value.items()})
+        else:
+            flat[name] = value
+    return named, flat
+
+
+def _masked(named):
+    """Return ``named`` with each value replaced by a mark that names it."""
+    return {
+        name: (
+            {entry: f"<secret {name}.{entry}>" for entry in value}
+            if isinstance(value, dict)
+            else f"<secret {name}>"
+        )
+        for name, value in named.items()
+    }
+
+
+def _environment():
+    """
+    Return where templates come from: the file server, all services' at once, for each connection
+    to it costs more than everything else here.
+    """
+    if TEMPLATES not in __context__:
+        services = __salt__["llm_config.platform"]()["services"]
+        with salt.fileclient.get_file_client(__opts__) as client:
+            for service in services:
+                client.cache_dir(f"salt://{service}/files")
+        __context__[TEMPLATES] = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(pathlib.Path(__opts__["cachedir"], "files", "base")),
+            undefined=jinja2.StrictUndefined,
+            extensions=["jinja2.ext.do", SerializerExtension],
+            keep_trailing_newline=True,
+        )
+    return __context__[TEMPLATES]
+
+
+def _render(environment, template, context):
+    try:
+        return environment.get_template(template).render(**context)
+    except jinja2.TemplateError as err:
+        line = getattr(err, "lineno", None)
+        where = f"salt://{template}" + (f":{line}" if line else "")
+        raise CommandExecutionError(f"{where}: {err.message}") from None
+
+
+def _rendered(name):
+    """
+    Return the files of service ``name`` as they should be on this host. Private, for it holds
+    secrets, and what is public can be called over the bus.
+
+    Returns ``{"files": {file: text}, "live_files": {file: text}, "digests": {file: digest},
+    "secrets": {secret: fingerprint}}``. Digests leave the secrets' values out and fingerprints
+    are keyed, so both may be shown; they cover ``files`` alone.
+    """
+    cache = __context__.setdefault(RENDERED, {})
+    if name in cache:
+        return cache[name]
+    service = __salt__["llm_config.service"](name)
+    environment = _environment()
+    named, flat = _secrets(service)
+    context = {"service": service, "platform": __salt__["llm_config.platform"]()}
+    found = {"files": {}, "live_files": {}, "digests": {}, "secrets": {}}
+    for kind, folder in (("files", "files"), ("live_files", "files/live")):
+        for file in service[kind]:
+            template = f"{name}/{folder}/{file}.jinja"
+            found[kind][file] = _render(environment, template, context | {"secrets": named})
+            if kind == "live_files":
+                continue
+            masked = _render(environment, template, context | {"secrets": _masked(named)})
+            found["digests"][file] = hashlib.sha256(masked.encode()).hexdigest()
+            for secret, value in flat.items():
+                if f"<secret {secret}>" in masked:
+                    found["secrets"][secret] = _fingerprint(secret, value)
+    cache[name] = found
+    return found
+
+
+def _fingerprint(secret, value):
+    text = f"{secret}={value}".encode()
+    return hmac.new(_fingerprint_key(), text, hashlib.sha256).hexdigest()[:16]
+
+
+def digests(name):
+    """
+    Return what identifies the files of service ``name`` and holds no secret.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.digests head
+
+    Returns ``{"files": {file: digest}, "secrets": {secret: fingerprint}, "directory": path}``;
+    ``directory`` is where the container finds ``files``, or ``None`` without any.
+    """
+    found = _rendered(name)
+    named = json.dumps([found["digests"], found["secrets"]], sort_keys=True)
+    digest = hashlib.sha256(named.encode()).hexdigest()[:16]
+    return {
+        "files": found["digests"],
+        "secrets": found["secrets"],
+        "directory": str(_root(name) / "config" / digest) if found["files"] else None,
+    }
+
+
+def _folders(name):
+    """Return where each kind of file of service ``name`` lies."""
+    return {
+        "files": pathlib.Path(digests(name)["directory"] or _root(name)),
+        "live_files": _root(name) / "live",
+    }
+
+
+def pending(name):
+    """
+    Return the files of service ``name`` that are not on this host as they should be.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.pending head
+
+    Returns ``{file: "create" | "change"}``.
+    """
+    found = _rendered(name)
+    changes = {}
+    for kind, place in _folders(name).items():
+        for file, text in found[kind].items():
+            path = place / file
+            if not path.exists():
+                changes[file] = "create"
+            elif path.read_bytes() != text.encode():
+                changes[file] = "change"
+    return changes
+
+
+def write(name):
+    """
+    Put the files of service ``name`` on this host, readable by its user alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.write head
+
+    Returns what `pending` said before.
+    """
+    if not _key_path().exists():
+        _make_fingerprint_key()
+    changes = pending(name)
+    found = _rendered(name)
+    owner = __salt__["llm_config.service"](name)["user"]
+    for kind, path in _folders(name).items():
+        if changes.keys() & found[kind].keys():
+            try:
+                _write_folder(path, found[kind], owner, changes)
+            except OSError as err:
+                raise CommandExecutionError(f"{path}: {err.strerror}") from err
+    return changes
+
+
+def _make_fingerprint_key():
+    path = _key_path()
+    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.urandom(32))
+    __context__.pop(RENDERED, None)
+
+
+def _write_folder(folder, files, owner, changes):
+    """Write those ``files`` that ``changes`` names; a new ``folder`` appears whole."""
+    _make_private(folder.parent)
+    _clear_unfinished(folder.parent)
+    fresh = not folder.exists()
+    target = pathlib.Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        for file in files.keys() & changes.keys():
+            path = target / file
+            path.write_text(files[file])
+            os.chown(path, owner, owner)
+            path.chmod(0o400)
+        if fresh:
+            os.chown(target, owner, owner)
+            target.chmod(0o500)
+            target.rename(folder)
+        else:
+            for path in target.iterdir():
+                path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _make_private(folder):
+    """Make ``folder`` and its parents up to the platform's root, each for root alone."""
+    if not folder.exists():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700)
+
+
+def _clear_unfinished(folder):
+    """Remove what an interrupted run left in ``folder``."""
+    for path in folder.glob(".unfinished-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(name):
+    """
+    Remove all files of service ``name`` from this host: configuration, live files, certificates.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.remove head
+
+    Returns ``True`` when there were any.
+    """
+    folder = _root(name)
+    there = folder.exists()
+    shutil.rmtree(folder, ignore_errors=True)
+    return there
+
+
+def folder(name):
+    """
+    Return the folder of service ``name`` on this host, whether it exists or not.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.folder head
+    """
+    return str(_root(name))

@@ -1,0 +1,47 @@
+"""
+That the platform's configuration is sound.
+"""
+
+__virtualname__ = "llm_config"
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def checked(name):
+    """
+    Ensure that this minion's pillar describes a platform without mistakes. Changes nothing.
+
+    .. code-block:: yaml
+
+        The configuration is sound:
+          llm_config.checked
+
+    name
+        The sentence in the state's output.
+
+    All mistakes stand in the comment, one line each; see ``llm_config.check``.
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": "The configuration is sound"}
+    if found := __salt__["llm_config.check"]():
+        ret["result"] = False
+        ret["comment"] = "\n".join(found)
+    return ret
+
+
+def reviewed(name):
+    """
+    Ensure that what stands in ``pillar/`` is sound, as ``salt-run llm.check`` finds it. Changes
+    nothing. For orchestrations: only the master has the files.
+
+    .. code-block:: yaml
+
+        The pillar is sound:
+          llm_config.reviewed
+    """
+    answer = __salt__["saltutil.runner"]("llm.check")
+    if not answer["retcode"]:
+        return {"name": name, "result": True, "changes": {}, "comment": "The pillar is sound"}
+    mistakes = answer.get("problems") or [answer.get("error", "salt-run llm.check failed")]
+    return {"name": name, "result": False, "changes": {}, "comment": "\n".join(mistakes)}

@@ -1,0 +1,70 @@
+"""System packages: which are missing, and their installation."""
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+from . import progress as words
+from . import variables
+
+LISTS = Path("/var/lib/apt/lists")
+FRESH = 3600  # seconds for which the package lists are believed
+
+
+def missing():
+    """Return the Debian packages that are needed and not there; a truth, not a package, decides."""
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    truths = {
+        "ca-certificates": Path("/etc/ssl/certs/ca-certificates.crt").exists(),
+        "python3-venv": bool(importlib.util.find_spec("ensurepip")),
+        "gcc": bool(shutil.which("gcc")),
+        "libc6-dev": Path("/usr/include/stdlib.h").exists(),
+        "python3-dev": header.exists(),
+        "gnupg": bool(shutil.which("gpg")),
+        "debootstrap": bool(shutil.which("debootstrap")),
+        "iptables": bool(shutil.which("iptables")),
+    }
+    return [package for package, there in truths.items() if not there]
+
+
+def mirrors():
+    """Return the URL of one file on each mirror that apt asks."""
+    asked = subprocess.run(
+        ["apt-get", "-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=",  # leave none
+         "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = {}
+    for line in asked.stdout.splitlines():
+        uri, _, suite = line.partition(" ")
+        found.setdefault(uri, f"{uri}dists/{suite}/InRelease")
+    return list(found.values())
+
+
+def install(progress, names, log):
+    """Install the packages ``names``, after mending what an interrupted run left."""
+    environment = {"DEBIAN_FRONTEND": "noninteractive", **variables.clean()}
+    if any(Path("/var/lib/dpkg/updates").iterdir()):
+        words.run(
+            progress, ["dpkg", "--configure", "-a"], log, "dpkg --configure -a", env=environment
+        )
+    if not are_fresh():
+        words.run(progress, ["apt-get", "update", "-q"], log, "apt-get update", env=environment)
+    argv = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *names]
+    words.run(progress, argv, log, "apt-get install " + " ".join(names), env=environment)
+
+
+def are_fresh():
+    """Whether the package lists are there and not old."""
+    times = [path.stat().st_mtime for path in LISTS.glob("*_Packages*")]
+    return bool(times) and time.time() - max(times) < FRESH
+
+
+def remove(progress, names, log):
+    """Remove the packages ``names`` with their configuration."""
+    environment = {"DEBIAN_FRONTEND": "noninteractive", **variables.clean()}
+    argv = ["apt-get", "purge", "-q", "-y", "--autoremove", *names]
+    words.run(progress, argv, log, "apt-get purge " + " ".join(names), env=environment)

@@ -1,0 +1,24 @@
+{#- Stops what runs and keeps volumes, images, certificates and secrets; the last tier goes first. -#}
+include:
+  - checked
+{%- if not salt['llm_config.check']() %}
+{%- set before = {'step': None} %}
+{%- for tier in salt['llm_config.tiers']() | reverse %}
+{%- set carriers = [] %}
+{%- for service in tier %}
+{%- do carriers.extend(salt['llm_config.hosts'](service)) %}
+{%- endfor %}
+{%- set id = tier | join(' and ') ~ ' stopped' %}
+
+{{ id }}:
+  salt.state:
+    - tgt: {{ carriers | unique | list | json }}
+    - tgt_type: list
+    - sls: {{ tier | map('regex_replace', '$', '.absent') | list | json }}
+    {%- if before.step %}
+    - require:
+      - salt: {{ before.step }}
+    {%- endif %}
+{%- do before.update({'step': id}) %}
+{%- endfor %}
+{%- endif %}

@@ -1,0 +1,2 @@
+A client gets a completion:
+  llm_completion.answered

@@ -1,0 +1,24 @@
+{#- What the authority signs: for each host and service one policy, with everything but the key
+    fixed, so that no host can get another's certificate. -#}
+{%- from 'names.jinja' import names %}
+{%- import_yaml 'site.yaml' as site %}
+{%- import_yaml 'services.sls' as catalogue %}
+{%- import_yaml 'environments/' ~ site.environment ~ '.sls' as environment %}
+{%- set days = (environment.llm.certificates | default(catalogue.llm.certificates)).days %}
+x509_signing_policies:
+{%- for host, carried in site.hosts.items() %}
+  {%- for name, service in catalogue.llm.services.items() if service.certificate is defined %}
+  {{ host }}-{{ name }}:
+    - minions: {{ host }}
+    - signing_private_key: {{ site.root }}/authority/ca.key
+    - signing_cert: {{ site.root }}/trust/ca.pem
+    - CN: {{ name }}.{{ host }}.{{ site.name }}
+    - subjectAltName: {{ names(site, host, name, service) | load_json | join(', ') }}
+    - basicConstraints: critical, CA:FALSE
+    - keyUsage: critical, digitalSignature
+    - extendedKeyUsage: serverAuth, clientAuth
+    - subjectKeyIdentifier: hash
+    - authorityKeyIdentifier: keyid
+    - days_valid: {{ days }}
+  {%- endfor %}
+{%- endfor %}

@@ -1,0 +1,4 @@
+The configuration is valid:
+  llm_config.checked:
+    - order: first
+    - failhard: True

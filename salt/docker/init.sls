@@ -1,0 +1,2 @@
+include:
+  - docker.network

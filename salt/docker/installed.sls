@@ -1,0 +1,2 @@
+A container engine is installed:
+  llm_docker.installed

@@ -1,0 +1,7 @@
+include:
+  - docker.installed
+
+The container engine answers:
+  llm_docker.running:
+    - require:
+      - llm_docker: A container engine is installed

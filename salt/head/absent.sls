@@ -1,0 +1,2 @@
+{% from 'service.jinja' import absent with context %}
+{{ absent('head') }}

@@ -1,0 +1,2 @@
+{% from 'service.jinja' import configured with context %}
+{{ configured('head') }}

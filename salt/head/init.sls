@@ -1,0 +1,2 @@
+{% from 'service.jinja' import init with context %}
+{{ init('head') }}

@@ -1,0 +1,2 @@
+{% from 'service.jinja' import healthy with context %}
+{{ healthy('ingress') }}

@@ -1,0 +1,23 @@
+{#- The model files of site.yaml. A generated model is part of its image. -#}
+include:
+  - checked
+{%- if not salt['llm_config.check']() %}
+{%- set site = salt['llm_config.platform']().site %}
+
+The folder of models exists:
+  file.directory:
+    - name: {{ site.root }}/models
+    - mode: '0755'
+    - makedirs: True
+{%- for name, model in site.models.items() if model.url is defined or model.path is defined %}
+
+The model {{ name }} is here:
+  llm_model.present:
+    - name: {{ name }}
+    {%- for key in ('url', 'path', 'sha256') if key in model %}
+    - {{ key }}: {{ model[key] | json }}
+    {%- endfor %}
+    - require:
+      - file: The folder of models exists
+{%- endfor %}
+{%- endif %}

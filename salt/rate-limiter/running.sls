@@ -1,0 +1,2 @@
+{% from 'service.jinja' import running with context %}
+{{ running('rate-limiter') }}

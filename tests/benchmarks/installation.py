@@ -1,0 +1,126 @@
+"""
+The platform itself: how long a second run of everything takes, and what the edge adds to an answer.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import httpx
+import yaml
+
+from tests.benchmarks.figures import Failed, run
+from tests.support.platform import REPOSITORY, copy_pillar
+
+REQUESTS = 300  # of each kind, for the edge's share
+SCRIPTS = pathlib.Path(sys.executable).parent
+QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+
+
+def measure(figures, runs=5):
+    """
+    Bring a second installation up, measure it, and take it away again.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        unlimited = {"default": {"requests": 1_000_000}}
+        pillar, site = copy_pillar(pathlib.Path(folder), clients=unlimited)
+        environment = {**os.environ, "LLM_PILLAR": str(pillar), "PYTHONPATH": "bin"}
+        bootstrap = {"cwd": REPOSITORY, "env": environment}
+        program = [sys.executable, "-B", "-m", "bootstrap"]
+        try:
+            figures.add(
+                "make up: images at hand, nothing deployed", run([*program, "up"], **bootstrap)
+            )
+            for title, seconds in _steps(site):
+                figures.add(f"  of it: {title}", seconds)
+            _repeat(figures, runs, site, [*program, "up"], bootstrap)
+            _edge(figures, site)
+        finally:
+            with contextlib.suppress(Failed):
+                run([*program, "purge", "--yes"], **bootstrap)
+
+
+def _steps(site):
+    """Yield title and seconds of each step of the last `make up`, and of its deployment."""
+    log = pathlib.Path(site["root"], "salt/log")
+    for step in json.loads((log / "up.json").read_text())["steps"]:
+        yield step["title"], step["seconds"]
+    (deployed,) = json.loads((log / "deploy.json").read_text())["data"].values()
+    for step in deployed.values():
+        yield f"deploy: {step['__id__']}", step["duration"] / 1000
+
+
+def _repeat(figures, runs, site, up, bootstrap):
+    """Measure each way of applying where there is nothing to do."""
+    conf = ["-c", f"{site['root']}/salt/conf"]
+    salt, salt_run, salt_call = (str(SCRIPTS / name) for name in ("salt", "salt-run", "salt-call"))
+    ways = {
+        "salt-run state.orchestrate orch.deploy": [
+            salt_run,
+            *conf,
+            "state.orchestrate",
+            "orch.deploy",
+        ],
+        "salt '*' state.apply": [salt, *conf, "*", "state.apply"],
+        "salt '*' state.apply head": [salt, *conf, "*", "state.apply", "head"],
+        "salt '*' test.ping, for comparison": [salt, *conf, "*", "test.ping"],
+        "salt-call --local state.apply": [salt_call, *conf, "--local", "state.apply"],
+    }
+    for _ in range(runs):
+        for name, command in ways.items():
+            figures.add(f"nothing to do: {name}", run(command))
+        figures.add("nothing to do: make up", run(up, **bootstrap))
+
+
+def _edge(figures, site):
+    """Measure what client, ingress, tail and mesh add to an answer that head has in its cache."""
+    conf = ["-c", f"{site['root']}/salt/conf"]
+    asked = [str(SCRIPTS / "salt-run"), *conf, "llm.client", "--out=json"]
+    settings = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+    with httpx.Client(verify=settings["ca_file"]) as client:
+        edge = _latencies(client, settings["base_url"], settings["api_key"])
+    address, key = _head(site)
+    with httpx.Client() as client:
+        head = _latencies(client, f"http://{address}:4000/v1", key)
+    for name, values in (("through the edge", edge), ("head alone", head)):
+        cuts = statistics.quantiles(values, n=100)
+        figures.add(f"cached answer, {name}: p50", cuts[49] * 1000, "ms")
+        figures.add(f"cached answer, {name}: p99", cuts[98] * 1000, "ms")
+    for part in ("p50", "p99"):
+        added = figures.median(f"cached answer, through the edge: {part}")
+        added -= figures.median(f"cached answer, head alone: {part}")
+        figures.add(f"cached answer, added by the edge: {part}", added, "ms")
+
+
+def _head(site):
+    """Return address and key of head, as only this machine's root can see them."""
+    format_ = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    name = f"{site['name']}-head-1-g1"
+    shown = subprocess.run(
+        ["docker", "inspect", "-f", format_, name], capture_output=True, text=True, check=True
+    )
+    (path,) = pathlib.Path(site["root"]).glob("services/head/config/*/config.yaml")
+    key = yaml.safe_load(path.read_text())["general_settings"]["master_key"]
+    return shown.stdout.strip(), key
+
+
+def _latencies(client, base_url, key):
+    """Return how long each of many answers took, in seconds; the first few do not count."""
+    found = []
+    for _ in range(REQUESTS + 20):
+        start = time.perf_counter()
+        answer = client.post(
+            f"{base_url}/chat/completions",
+            json=QUESTION,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=60,
+        )
+        found.append(time.perf_counter() - start)
+        answer.raise_for_status()
+    return found[20:]

@@ -1,0 +1,65 @@
+"""
+All ways of applying end in the same place, and a second run of any of them changes nothing.
+"""
+
+import json
+
+import pytest
+
+from tests.support.platform import changes
+
+
+def _orchestration(platform, *arguments):
+    done = platform.deploy("--out=json", *arguments)
+    steps = json.loads(done.stdout)["data"]
+    found = {}
+    for master in steps.values():
+        for step in master.values():
+            states = step["changes"].get("ret")
+            if step["__sls__"] and isinstance(states, dict):
+                found |= changes(states)
+            if step["result"] is False:
+                found[step["__id__"]] = step["comment"]
+    return found
+
+
+def _highstate(platform, *arguments):
+    return changes(json.loads(platform.salt("*", "state.apply", *arguments, "--out=json").stdout))
+
+
+def _role(platform, *arguments):
+    role = ["-I", "llm:roles:rate-limiter", "state.apply", "rate-limiter"]
+    done = platform.salt(*role, *arguments, "--out=json")
+    return changes(json.loads(done.stdout))
+
+
+def _call(platform, *arguments):
+    return changes(json.loads(platform.call("state.apply", *arguments, "--out=json").stdout))
+
+
+def _masterless(platform, *arguments):
+    done = platform.call("--local", "state.apply", *arguments, "--out=json")
+    return changes(json.loads(done.stdout))
+
+
+WAYS = [_orchestration, _highstate, _role, _call, _masterless]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_second_run_changes_nothing(platform, way):
+    before = platform.containers()
+    assert way(platform) == {}
+    assert platform.containers() == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_dry_run_says_what_then_happens(platform, way):
+    before = platform.containers()
+    with platform.service_changed("rate-limiter", memory="160m"):
+        foreseen = way(platform, "test=True")
+        assert platform.containers() == before
+        done = way(platform)
+    assert list(foreseen) == ["rate-limiter is running"]
+    assert foreseen == done
+    assert "memory 128m → 160m" in str(done)
+    assert way(platform).keys() == {"rate-limiter is running"}

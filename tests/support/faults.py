@@ -1,0 +1,67 @@
+"""
+Faults of a host and its files. Each is taken back at its end, also when the test fails.
+"""
+
+import contextlib
+import socket
+import subprocess
+import time
+import uuid
+
+from tests.support.platform import docker
+
+
+@contextlib.contextmanager
+def port_taken():
+    """Listen on a port of the host in this very process; give the port."""
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def foreign_container(image, *options):
+    """Run a container that is not the platform's; give its name."""
+    name = f"llm-test-foreign-{uuid.uuid4().hex[:8]}"
+    docker("run", "-d", "--name", name, *options, "--entrypoint", "sleep", image, "600")
+    try:
+        yield name
+    finally:
+        docker("rm", "-fv", name)
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """Have a file system of so many bytes at ``folder``, with what was there before."""
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", folder], check=True
+    )
+    try:
+        for name, content in kept.items():
+            (folder / name).write_bytes(content)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def events_of(platform):
+    """Give a list that at the end holds every event of the platform's containers meanwhile."""
+    found, since = [], time.time()
+    yield found
+    found += docker(
+        "events", "--since", f"{since:.6f}", "--until", f"{time.time():.6f}",
+        "--filter", f"label=llm.site={platform.name}",
+        "--format", "{{.Action}} {{.Actor.Attributes.name}}",
+    ).splitlines()  # fmt: skip
+
+
+def completion(client, **options):
+    """Ask for a few tokens that no cache knows; return how many came."""
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": uuid.uuid4().hex}],
+        max_tokens=4,
+        **options,
+    )
+    return answer.usage.completion_tokens

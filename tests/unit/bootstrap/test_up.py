@@ -1,0 +1,90 @@
+"""
+What `make up` says while it works and when it is done.
+"""
+
+import io
+import os
+import sys
+import time
+
+import pytest
+
+from bootstrap import progress, up
+
+STAMP = "2026-11-23 15:13:16,397"
+STATE = (
+    f"{STAMP} [salt.state       :2384][INFO    ][3089] Executing state llm_image.built for [All]\n"
+)
+OURS = f"{STAMP} [llm_builder      :94  ][INFO    ][3089] image cache: Step 4/7 : RUN x\n"
+OTHER = f"{STAMP} [salt.state       :2556][INFO    ][3089] Completed state [All] at time 15:13\n"
+
+
+@pytest.fixture
+def log(tmp_path):
+    """The minion's log."""
+    return tmp_path / "minion"
+
+
+def test_work_before_the_log_is_there(log):
+    assert up.Work(log).now() == ""
+
+
+def test_work_is_the_state_that_runs_and_then_what_it_says(log):
+    log.write_text(STATE)
+    work = up.Work(log)
+    assert work.now() == "", "what was before is not what runs now"
+    for line, said in ((STATE, "llm_image.built: All"), (OTHER, "llm_image.built: All"),
+                       (OURS, "image cache: Step 4/7 : RUN x")):  # fmt: skip
+        with open(log, "a") as file:
+            file.write(line)
+        assert work.now() == said
+
+
+@pytest.fixture
+def said():
+    """What is printed."""
+    return io.StringIO()
+
+
+def test_waiting_speaks_at_least_every_two_seconds(said, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    words = progress.Progress(1, out=said)
+    words.step("Something")
+    for clock[0] in range(1, 9):
+        words.waiting("the master listens")
+    assert said.getvalue().count("the master listens") >= 4
+
+
+def test_run_that_fails_shows_the_logs_end(tmp_path, said):
+    words = progress.Progress(1, out=said)
+    argv = [sys.executable, "-c", "print('cannot find it'); raise SystemExit(3)"]
+    with pytest.raises(progress.Failure) as failure:
+        progress.run(words, argv, tmp_path / "log", "looking")
+    assert failure.value.problems[0] == "looking failed (exit code 3); the log's end:"
+    assert "cannot find it" in failure.value.problems
+
+
+def test_run_ends_its_command_when_interrupted(tmp_path, said, monkeypatch):
+    words = progress.Progress(1, out=said)
+    started = tmp_path / "pid"
+    program = (
+        f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+
+    def interrupt(_):
+        if started.exists() and started.read_text():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(words, "waiting", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        progress.run(words, [sys.executable, "-c", program], tmp_path / "log", "sleeping")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+def test_wait_for_gives_up_and_says_what_it_waited_for(said):
+    begun = time.monotonic()
+    with pytest.raises(progress.Failure, match="gave up after 0.1 s: the engine answers"):
+        progress.wait_for(progress.Progress(1, out=said), bool, "the engine answers", 0.1, 0.01)
+    assert time.monotonic() - begun < 2

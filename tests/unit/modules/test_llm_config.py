@@ -1,0 +1,151 @@
+from unittest.mock import patch
+
+import llm_catalogue
+import pytest
+from salt.exceptions import CommandExecutionError
+
+from _modules import llm_config as llm_config_module
+
+
+@pytest.fixture
+def llm_config(configure_loader):
+    return configure_loader(llm_config_module)
+
+
+def test_check_finds_nothing_in_the_platform_as_it_is(llm_config):
+    assert llm_config.check() == []
+
+
+def test_check_lists_every_mistake(llm_config, pillar):
+    pillar["services"]["head"]["restart_polcy"] = "always"
+    pillar["site"]["hosts"]["node1"]["roles"][0] = "cach"
+    found = llm_config.check()
+    assert len(found) == 2
+    assert (
+        'pillar/site.yaml: hosts.node1.roles[0]: unknown service "cach"; did you mean' in found[1]
+    )
+
+
+def test_check_validates_the_same_pillar_once(llm_config):
+    with patch.object(llm_catalogue, "problems", autospec=True, return_value=[]) as problems:
+        assert llm_config.check() == []
+        assert llm_config.check() == []
+    problems.assert_called_once()
+
+
+def test_check_validates_again_after_a_change(llm_config, pillar):
+    assert llm_config.check() == []
+    pillar["services"]["head"]["memory"] = 512
+    assert len(llm_config.check()) == 1
+
+
+@pytest.mark.parametrize("value", [None, "", "CHANGEME", llm_catalogue.MASK, "x\n"])
+def test_check_validates_again_after_a_secret_went_bad(llm_config, pillar, value):
+    assert llm_config.check() == []
+    pillar["secrets"]["cache"]["password"] = value
+    assert len(llm_config.check()) == 1
+
+
+def test_check_keeps_no_verdict_on_a_bad_pillar(llm_config, pillar):
+    pillar["log_level"] = "loud"
+    assert len(llm_config.check()) == 1
+    assert len(llm_config.check()) == 1
+
+
+def test_check_knows_nothing_secret_of_the_verdict(llm_config, tmp_path):
+    llm_config.check()
+    assert "canary" not in (tmp_path / "llm_config.checked").read_text()
+
+
+def test_check_reports_a_pillar_that_did_not_compile(configure_loader, pillar):
+    errors = {"llm": pillar, "_errors": ["SLS 'x' failed\nllm: {secrets: canary}"]}
+    found = configure_loader(llm_config_module, pillar=errors).check()
+    assert found == ["SLS 'x' failed"]
+
+
+@pytest.mark.parametrize("minion", ["Node1", "node1.example.com", "node11"])
+def test_check_refuses_a_host_that_the_site_does_not_know(configure_loader, minion):
+    found = configure_loader(llm_config_module, opts={"id": minion}).check()
+    expected = f'unknown host "{minion}"; did you mean "node1"?'
+    assert found == [f"pillar/site.yaml: hosts.{minion}: {expected}"]
+
+
+def test_check_lets_the_master_pass(configure_loader, pillar):
+    pillar["secrets"] = {}
+    assert configure_loader(llm_config_module, opts={"id": "node1_master"}).check() == []
+
+
+def test_platform_raises_with_every_mistake(llm_config, pillar):
+    pillar["log_level"] = "loud"
+    pillar["limits"]["requests"] = 0
+    with pytest.raises(CommandExecutionError, match=r"(?s)limits.requests.*log_level"):
+        llm_config.platform()
+
+
+def test_platform_has_bytes_seconds_and_defaults(llm_config):
+    head = llm_config.platform()["services"]["head"]
+    assert head["memory"] == 1024**3
+    assert head["healthy_deadline"] == 180.0
+    assert head["strategy"] == "start-first"
+    assert head["name"] == "head"
+    assert head["log"] == {"max_size": 10 * 1024**2, "max_files": 3}
+
+
+def test_platform_is_made_once_for_a_pillar(llm_config, compile_pillar):
+    first = llm_config.platform()
+    assert llm_config.platform() is first
+    llm_config.__pillar__["llm"] = compile_pillar("production")
+    assert llm_config.platform()["services"]["head"]["replicas"] == 2
+
+
+def test_platform_holds_names_of_secrets_and_no_value(llm_config):
+    platform = llm_config.platform()
+    assert "cache.password" in platform["secrets"]
+    assert "canary" not in str(platform)
+
+
+def test_service_unknown(llm_config):
+    with pytest.raises(CommandExecutionError, match='unknown service "hed"; there are cache'):
+        llm_config.service("hed")
+
+
+def test_tiers_follow_from_needs(llm_config):
+    expected = [["ingress", "mesh"], ["cache", "model-proxy"], ["head", "rate-limiter"], ["tail"]]
+    assert llm_config.tiers() == expected
+    assert llm_config.carried() == [name for tier in expected for name in tier]
+
+
+def test_carried_is_empty_on_the_master(configure_loader, pillar):
+    assert configure_loader(llm_config_module, opts={"id": "node1_master"}).carried() == []
+
+
+def test_hosts_of_each_service(llm_config, pillar):
+    pillar["site"]["hosts"] = {
+        "node1": {"address": "10.0.0.1", "roles": ["cache", "model-proxy", "head", "tail"]},
+        "node2": {"address": "10.0.0.2", "roles": ["head", "rate-limiter"]},
+    }
+    assert llm_config.hosts("mesh") == ["node1", "node2"]
+    assert llm_config.hosts("head") == ["node1", "node2"]
+    assert llm_config.hosts("rate-limiter") == ["node2"]
+
+
+def test_secret_returns_the_value(llm_config):
+    assert llm_config.secret("cache.password") == "canary-cache-password"
+
+
+def test_secret_group_holds_the_clients_of_the_site_alone(llm_config, pillar):
+    pillar["secrets"]["clients"]["gone"] = "canary-client-gone"
+    assert llm_config.secret("clients") == {"default": "canary-client-default"}
+    assert llm_config.secret("providers") == {}
+
+
+@pytest.mark.parametrize("value", [None, "", llm_catalogue.MASK, "-----BEGIN PGP MESSAGE-----"])
+def test_secret_unfit(llm_config, pillar, value):
+    pillar["secrets"]["cache"]["password"] = value
+    with pytest.raises(CommandExecutionError, match=r"secret cache\.password is"):
+        llm_config.secret("cache.password")
+
+
+def test_secret_is_not_shown_on_a_command_line(llm_config):
+    with pytest.raises(CommandExecutionError, match="not shown"):
+        llm_config.secret("cache.password", __pub_fun="llm_config.secret", __pub_jid="1")

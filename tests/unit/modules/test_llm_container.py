@@ -1,0 +1,515 @@
+"""
+Plans and their execution, against an engine in memory.
+"""
+
+import contextlib
+import copy
+import inspect
+import os
+from unittest.mock import create_autospec, patch
+
+import llm_engine
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+from saltfactories.utils.loader import LoaderModuleMock
+
+from _modules import llm_container as llm_container_module
+from _modules import llm_health
+from tests.support.engine import Interrupted, ModelEngine
+
+IMAGES = ("llm/head:1", "llm/head:2", "llm/sick:1")
+HEAD = {
+    "service": "head",
+    "image": "llm/head:1",
+    "network": "llm-network",
+    "addresses": "172.30.0.80/28",
+}
+
+
+class Host:
+    """A host with an engine in memory, and what the module needs to work on it."""
+
+    def __init__(self):
+        self.engine = ModelEngine(IMAGES)
+        self.routed = []
+        self.waited = []
+        self.salt = {
+            "llm_health.wait": create_autospec(llm_health.wait, side_effect=self.wait),
+            "llm_health.redacted": llm_health.redacted,
+            "llm_mesh.route": lambda service, addresses: self.routed.append((service, addresses)),
+        }
+
+    def wait(self, check, container, **seconds):
+        self.waited.append((check, container, seconds))
+        found = self.engine.inspect(container)
+        if found["State"]["Status"] != "running" or "sick" in found["Image"]:
+            raise CommandExecutionError(f"{container} is not healthy")
+
+    def plan(self, *specs):
+        return llm_container_module.plan(list(specs))
+
+    def apply(self, *specs):
+        plan = self.plan(*specs)
+        assert not plan["missing"]
+        assert not plan["conflicts"]
+        return llm_container_module.execute(plan)
+
+    def state(self):
+        return {each["Name"]: each["State"]["Status"] for each in self.engine.found.values()}
+
+
+def make_host(stack):
+    host = Host()
+    mock = {
+        "__opts__": {},
+        "__pillar__": {"llm": {"site": {"name": "llm"}, "secrets": {"a": {"b": "two"}}}},
+        "__salt__": host.salt,
+        "__context__": {},
+    }
+    stack.enter_context(LoaderModuleMock({llm_container_module: mock}))
+    stack.enter_context(patch.object(llm_engine, "Engine", lambda path: host.engine))
+    stack.enter_context(patch.object(llm_container_module.time, "sleep", autospec=True))
+    return host
+
+
+@pytest.fixture
+def host():
+    with contextlib.ExitStack() as stack:
+        yield make_host(stack)
+
+
+@pytest.mark.parametrize("method", [name for name in vars(ModelEngine) if not name.startswith("_")])
+def test_model_engine_has_the_manners_of_the_real_one(method):
+    if method in ("named", "kill"):
+        return
+    real = inspect.signature(getattr(llm_engine.Engine, method))
+    assert inspect.signature(getattr(ModelEngine, method)) == real
+
+
+def test_plan_creates_what_is_missing(host):
+    plan = host.plan(HEAD)
+    assert plan["changes"] == {"llm-head-1-g1": ["create: there is none"]}
+    assert host.engine.calls == []
+    assert llm_container_module.execute(plan) == {"changes": plan["changes"], "errors": []}
+    assert host.state() == {"llm-head-1-g1": "running"}
+    assert host.waited == []
+    assert host.plan(HEAD)["operations"] == []
+
+
+def test_plan_gives_every_replica_an_address_of_its_block(host):
+    host.apply(HEAD, HEAD | {"replica": 2})
+    found = llm_container_module.list_("head")
+    assert [each["address"] for each in found] == ["172.30.0.80", "172.30.0.81"]
+
+
+def test_plan_replaces_start_first_and_parks_the_old_one(host):
+    host.apply(HEAD | {"memory": "1g"})
+    plan = host.plan(HEAD | {"memory": "2g", "routed": True})
+    assert plan["changes"] == {"llm-head-1-g2": ["replace: llm-head-1-g1: memory 1g → 2g"]}
+    host.engine.calls.clear()
+    assert llm_container_module.execute(plan)["errors"] == []
+    assert host.engine.calls == [
+        ("create", "llm-head-1-g2"),
+        ("start", "llm-head-1-g2"),
+        ("update", "llm-head-1-g1"),
+        ("stop", "llm-head-1-g1"),
+    ]
+    assert host.routed == [("head", ["172.30.0.81"])]
+    assert host.waited == [
+        ({"container": "running"}, "llm-head-1-g2", {"min_healthy": 2, "healthy_deadline": 60})
+    ]
+    assert host.state() == {"llm-head-1-g1": "exited", "llm-head-1-g2": "running"}
+    parked = llm_container_module.list_("head", parked=True)[0]
+    assert parked["parked"] is True
+    assert [each["name"] for each in llm_container_module.list_("head")] == ["llm-head-1-g2"]
+
+
+def test_plan_replaces_stop_first(host):
+    cache = HEAD | {"strategy": "stop-first"}
+    host.apply(cache)
+    host.engine.calls.clear()
+    host.apply(cache | {"image": "llm/head:2"})
+    assert host.engine.calls == [
+        ("create", "llm-head-1-g2"),
+        ("update", "llm-head-1-g1"),
+        ("stop", "llm-head-1-g1"),
+        ("start", "llm-head-1-g2"),
+    ]
+
+
+def test_plan_keeps_only_the_last_one_parked(host):
+    for memory in ("1g", "2g", "3g"):
+        host.apply(HEAD | {"memory": memory})
+    assert host.state() == {"llm-head-1-g2": "exited", "llm-head-1-g3": "running"}
+
+
+def test_plan_goes_back_by_a_start(host):
+    host.apply(HEAD | {"memory": "1g"})
+    host.apply(HEAD | {"memory": "2g"})
+    host.engine.calls.clear()
+    assert host.apply(HEAD | {"memory": "1g"})["changes"] == {
+        "llm-head-1-g1": ["replace: llm-head-1-g2: it fits again, memory 2g → 1g"]
+    }
+    assert ("start", "llm-head-1-g1") in host.engine.calls
+    assert host.state() == {"llm-head-1-g1": "running", "llm-head-1-g2": "exited"}
+    assert host.plan(HEAD | {"memory": "1g"})["operations"] == []
+
+
+@pytest.mark.parametrize("strategy", ["start-first", "stop-first"])
+def test_execute_takes_a_sick_container_back(host, strategy):
+    head = HEAD | {"strategy": strategy, "routed": True}
+    host.apply(head)
+    done = llm_container_module.execute(host.plan(head | {"image": "llm/sick:1"}))
+    assert done["changes"] == {}
+    assert done["errors"] == [
+        "llm-head-1-g2: llm-head-1-g2 is not healthy\n"
+        "It was taken back: llm-head-1-g1 serves as before"
+    ]
+    assert host.state() == {"llm-head-1-g1": "running"}
+    assert host.engine.named("llm-head-1-g1")["HostConfig"]["RestartPolicy"]["Name"] == "always"
+    assert host.plan(head)["operations"] == []
+
+
+def test_execute_stops_a_rolling_replacement_at_the_first_failure(host):
+    two = [HEAD, HEAD | {"replica": 2}]
+    host.apply(*two)
+    done = llm_container_module.execute(host.plan(*(e | {"image": "llm/sick:1"} for e in two)))
+    assert len(done["errors"]) == 1
+    assert host.state() == {"llm-head-1-g1": "running", "llm-head-2-g1": "running"}
+
+
+def test_execute_routes_to_every_replica_in_turn(host):
+    two = [HEAD | {"routed": True}, HEAD | {"routed": True, "replica": 2}]
+    host.apply(*two)
+    assert host.routed == [
+        ("head", []),
+        ("head", ["172.30.0.80"]),
+        ("head", ["172.30.0.80"]),
+        ("head", ["172.30.0.80", "172.30.0.81"]),
+    ]
+    host.routed.clear()
+    host.apply(*(each | {"memory": "1g"} for each in two))
+    assert host.routed == [
+        ("head", ["172.30.0.82", "172.30.0.81"]),
+        ("head", ["172.30.0.82", "172.30.0.83"]),
+    ]
+
+
+def test_execute_of_a_first_container_that_cannot_start_leaves_nothing(host):
+    plan = host.plan(HEAD)
+    host.engine.network_ids.pop("llm-network")
+    done = llm_container_module.execute(plan)
+    assert done["errors"] == [
+        "llm-head-1-g1: network llm-network not found\nIt was taken back: nothing is left of it"
+    ]
+    assert host.state() == {}
+
+
+def test_execute_does_the_rest_when_one_service_fails(host):
+    plan = host.plan(HEAD | {"image": "llm/head:2"}, HEAD | {"service": "other"})
+    host.engine.images.pop("llm/head:2")
+    done = llm_container_module.execute(plan)
+    assert done["changes"] == {"llm-other-1-g1": ["create: there is none"]}
+    assert done["errors"] == ["llm-head-1-g1: No such image: llm/head:2"]
+
+
+def test_execute_takes_back_what_it_can(host):
+    head = HEAD | {"strategy": "stop-first"}
+    host.apply(head)
+    plan = host.plan(head | {"image": "llm/sick:1", "addresses": None})
+    with patch.object(host.engine, "remove", side_effect=CommandExecutionError("engine is gone")):
+        (error,) = llm_container_module.execute(plan)["errors"]
+    assert error.endswith("is not healthy\nTaking it back failed: engine is gone")
+    assert host.state()["llm-head-1-g1"] == "running"
+
+
+def test_plan_removes_surplus_replicas(host):
+    host.apply(HEAD, HEAD | {"replica": 2})
+    assert host.apply(HEAD)["changes"] == {"llm-head-2-g1": ["remove: only 1 wanted"]}
+    assert host.state() == {"llm-head-1-g1": "running"}
+
+
+@pytest.mark.parametrize(
+    ("drift", "said"),
+    [
+        (lambda engine: engine.stop("llm-head-1-g1"), "start: it had stopped (exit code 143)"),
+        (lambda engine: engine.kill("llm-head-1-g1"), "start: it was killed"),
+        (lambda engine: engine.remove("llm-head-1-g1"), "create: there is none"),
+        (
+            lambda engine: engine.update("llm-head-1-g1", {"Memory": 64 * 1024**2}),
+            "update: memory 64m → 256m",
+        ),
+        (
+            lambda engine: engine.update("llm-head-1-g1", {"RestartPolicy": {"Name": "no"}}),
+            "update: restart policy no → always",
+        ),
+        (
+            lambda engine: engine.update("llm-head-1-g1", {"CpusetCpus": "0"}),
+            "replace: llm-head-1-g1: CPU set set by hand",
+        ),
+        (lambda engine: engine.rename("llm-head-1-g1", "mine"), "rename: it was called mine"),
+        (
+            lambda engine: engine.named("llm-head-1-g1")["Networks"].clear(),
+            "replace: llm-head-1-g1: not connected to network llm-network",
+        ),
+        (
+            lambda engine: engine.named("llm-head-1-g1")["State"].update(Status="paused"),
+            "resume: it was paused",
+        ),
+    ],
+)
+def test_plan_mends_what_was_done_by_hand(host, drift, said):
+    host.apply(HEAD)
+    drift(host.engine)
+    done = host.apply(HEAD)
+    assert done["errors"] == []
+    assert [sentence for each in done["changes"].values() for sentence in each] == [said]
+    assert host.plan(HEAD)["operations"] == []
+    assert list(host.state().values()).count("running") == 1
+
+
+def test_plan_replaces_what_has_read_a_file_that_was_changed_by_hand(host, tmp_path):
+    mounts = [{"source": str(tmp_path), "target": "/etc/llm"}]
+    spec = HEAD | {"files": {"config.yaml": "digest"}, "mounts": mounts}
+    path = tmp_path / "config.yaml"
+    path.write_text("right")
+    os.utime(path, (1, 1))
+    host.apply(spec)
+    assert host.plan(spec)["operations"] == []
+    edited = spec | {"edited": ["config.yaml"]}
+    changes = {"llm-head-1-g2": ["replace: llm-head-1-g1: config.yaml was changed by hand"]}
+    assert host.plan(edited)["changes"] == changes
+    second = 1767225601  # the first of 2026, and so after the start
+    os.utime(path, (second, second))
+    assert host.plan(spec)["changes"] == changes
+    assert host.apply(spec)["errors"] == []
+    host.engine.found[host.engine.named("llm-head-1-g2")["Id"]]["State"]["StartedAt"] = (
+        "2026-01-01T00:00:02.000000001Z"
+    )
+    assert host.plan(spec)["operations"] == []
+
+
+def test_plan_says_that_memory_ran_out(host):
+    host.apply(HEAD)
+    found = host.engine.named("llm-head-1-g1")
+    host.engine.kill("llm-head-1-g1")
+    found["State"]["OOMKilled"] = True
+    said = host.plan(HEAD)["changes"]["llm-head-1-g1"]
+    assert said == ["start: it was killed: out of memory (limit 256m)"]
+
+
+def test_plan_replaces_a_stopped_container_whose_network_was_made_anew(host):
+    host.apply(HEAD)
+    host.engine.kill("llm-head-1-g1")
+    host.engine.network_ids["llm-network"] = "net-other"
+    said = host.apply(HEAD)["changes"]["llm-head-1-g2"]
+    assert said == ["replace: llm-head-1-g1: network llm-network was made anew"]
+    assert host.plan(HEAD)["operations"] == []
+
+
+def test_plan_of_a_moved_tag_changes_nothing(host):
+    host.apply(HEAD)
+    host.engine.images["llm/head:1"] = "sha256:other"
+    assert host.plan(HEAD)["operations"] == []
+
+
+def test_plan_with_a_moved_tag_creates_from_the_image_in_use(host):
+    host.apply(HEAD)
+    host.engine.images["old"] = host.engine.images["llm/head:1"]
+    host.engine.images["llm/head:1"] = "sha256:llm/head:2"
+    host.apply(HEAD, HEAD | {"replica": 2})
+    assert {each["image_id"] for each in llm_container_module.list_()} == {"sha256:llm/head:1"}
+
+
+def test_plan_renames_two_that_were_swapped(host):
+    two = [HEAD, HEAD | {"replica": 2}]
+    host.apply(*two)
+    for old, new in (("1-g1", "x"), ("2-g1", "1-g1"), ("x", "2-g1")):
+        host.engine.rename(
+            f"llm-head-{old}" if old != "x" else "x", f"llm-head-{new}" if new != "x" else "x"
+        )
+    assert host.apply(*two)["errors"] == []
+    assert host.plan(*two)["operations"] == []
+
+
+def test_plan_refuses_a_foreign_container_with_our_name(host):
+    body = {"Image": "llm/head:1", "Labels": {}, "HostConfig": {"NetworkMode": "bridge"}}
+    host.engine.create("llm-head-1-g1", body)
+    assert host.plan(HEAD)["conflicts"] == [
+        "Container llm-head-1-g1 is not ours and has the name that we need: rename or remove it"
+    ]
+
+
+def test_plan_refuses_a_foreign_volume_with_our_name(host):
+    host.engine.create_volume("llm-head-data", {})
+    assert host.plan(HEAD | {"volumes": {"llm-head-data": "/data"}})["conflicts"] == [
+        "Volume llm-head-data is not ours and has the name that we need: remove it"
+    ]
+
+
+def test_plan_refuses_two_of_the_same_replica(host):
+    assert host.plan(HEAD, HEAD)["conflicts"] == ["Service head has the same replica twice"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"image": "llm/none:1"}, "image llm/none:1 is not on this host"),
+        ({"network": "none-such"}, "network none-such does not exist"),
+        (
+            {"mounts": [{"source": "/none/such", "target": "/a"}]},
+            "/none/such, which llm-head-1-g1 needs, is missing",
+        ),
+        ({"devices": ["/dev/none"]}, "/dev/none, which llm-head-1-g1 needs, is missing"),
+    ],
+)
+def test_plan_names_what_is_missing(host, keys, said):
+    plan = host.plan(HEAD | {"addresses": None} | keys)
+    assert plan["missing"] == [said]
+    assert plan["changes"] == {"llm-head-1-g1": ["create: there is none"]}
+
+
+def test_plan_names_the_mistakes_of_every_spec(host):
+    with pytest.raises(SaltInvocationError) as err:
+        host.plan(HEAD | {"memory": 1}, HEAD | {"replica": 2, "colour": "red"})
+    assert len(str(err.value).splitlines()) == 2
+
+
+def test_plan_says_when_every_address_is_taken(host):
+    replicas = [HEAD | {"replica": number} for number in range(1, 18)]
+    assert host.plan(*replicas)["conflicts"] == [
+        "Every address of 172.30.0.80/28, the block of head, is taken"
+    ]
+
+
+def test_plan_asks_for_little_when_there_is_nothing_to_do(host):
+    host.apply(HEAD)
+    with (
+        patch.object(host.engine, "image", side_effect=AssertionError),
+        patch.object(host.engine, "networks", side_effect=AssertionError),
+        patch.object(host.engine, "volumes", side_effect=AssertionError),
+        patch.object(host.engine, "containers", wraps=host.engine.containers) as containers,
+    ):
+        assert host.plan(HEAD)["operations"] == []
+    assert containers.call_count == 1
+
+
+def test_plan_makes_the_folders_of_a_container(host, tmp_path):
+    mount = {"source": f"{tmp_path}/run/{{name}}", "target": "/run/llm", "read_only": False}
+    head = HEAD | {"mounts": [mount], "user": "0:0"}
+    host.apply(head)
+    assert (tmp_path / "run/llm-head-1-g1").is_dir()
+    llm_container_module.execute(llm_container_module.removal("head"))
+    assert not (tmp_path / "run/llm-head-1-g1").exists()
+
+
+def test_execute_explains_what_the_disk_refuses(host, tmp_path):
+    (tmp_path / "run").touch()
+    mount = {"source": f"{tmp_path}/run/{{name}}", "target": "/run/llm", "read_only": False}
+    (error,) = llm_container_module.execute(host.plan(HEAD | {"mounts": [mount]}))["errors"]
+    assert "Not a directory" in error or "File exists" in error
+
+
+def test_removal_leaves_nothing_of_the_service(host):
+    host.apply(HEAD)
+    host.apply(HEAD | {"memory": "1g"})
+    host.apply(HEAD | {"service": "other"})
+    plan = llm_container_module.removal("head")
+    assert plan["changes"] == {
+        "llm-head-1-g1": ["remove: it is not wanted"],
+        "llm-head-1-g2": ["remove: it is not wanted"],
+    }
+    llm_container_module.execute(plan)
+    assert host.state() == {"llm-other-1-g1": "running"}
+    assert llm_container_module.removal("head")["operations"] == []
+
+
+@pytest.mark.parametrize("volumes", [True, False])
+def test_removal_takes_volumes_when_told(host, volumes):
+    head = HEAD | {"volumes": {"llm-head-data": "/data"}, "user": "0:0"}
+    host.apply(head)
+    host.engine.create_volume("foreign", {})
+    llm_container_module.execute(llm_container_module.removal("head", volumes=volumes))
+    assert set(host.engine.found_volumes) == {"foreign"} | (set() if volumes else {"llm-head-data"})
+
+
+def test_logs_hide_secrets_and_choose_errors(host):
+    host.apply(HEAD)
+    assert llm_container_module.logs("head") == {"llm-head-1-g1": ["one", "an error: [redacted]"]}
+    assert llm_container_module.logs("head", errors=True) == {
+        "llm-head-1-g1": ["an error: [redacted]"]
+    }
+
+
+# What may happen to a host between two runs, by hand or by accident.
+def keys_with(*images):
+    return st.fixed_dictionaries(
+        {
+            "memory": st.sampled_from(["64m", "128m"]),
+            "image": st.sampled_from(images),
+            "strategy": st.sampled_from(["start-first", "stop-first"]),
+            "routed": st.booleans(),
+        }
+    )
+
+
+DRIFTS = {
+    "stop": lambda engine, found: engine.stop(found["Id"]),
+    "kill": lambda engine, found: engine.kill(found["Id"]),
+    "remove": lambda engine, found: engine.remove(found["Id"]),
+    "start": lambda engine, found: engine.start(found["Id"]),
+    "limit": lambda engine, found: engine.update(found["Id"], {"Memory": 7 * 1024**2}),
+    "stick": lambda engine, found: engine.update(found["Id"], {"CpuShares": 7}),
+    "policy": lambda engine, found: engine.update(found["Id"], {"RestartPolicy": {"Name": "no"}}),
+    "revive": lambda engine, found: engine.update(
+        found["Id"], {"RestartPolicy": {"Name": "always"}}
+    ),
+    "rename": lambda engine, found: engine.rename(found["Id"], f"by-hand-{found['Id']}"),
+    "retag": lambda engine, _: engine.images.update({"llm/head:1": "sha256:llm/head:2"}),
+    "network": lambda engine, found: found["Networks"].clear(),
+}
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(sorted(DRIFTS)) | st.none(),
+        st.integers(0, 5),
+        keys_with(*IMAGES),
+        st.integers(1, 3),
+        st.none() | st.integers(0, 12),
+    ),
+    max_size=6,
+)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=STEPS, last=keys_with(*IMAGES[:2]), replicas=st.integers(1, 3))
+def test_plan_carried_out_leaves_nothing_to_do(steps, last, replicas):
+    with contextlib.ExitStack() as stack:
+        host = make_host(stack)
+        foreign = {"Image": "llm/head:1", "Labels": {}, "HostConfig": {"NetworkMode": "bridge"}}
+        host.engine.create("somebody-elses", foreign)
+        before = copy.deepcopy(host.engine.named("somebody-elses"))
+        for drift, which, keys, wanted, interrupt_after in steps:
+            ours = [each for each in host.engine.found.values() if each["Labels"]]
+            if drift and ours:
+                with contextlib.suppress(CommandExecutionError):
+                    DRIFTS[drift](host.engine, ours[which % len(ours)])
+            host.engine.calls.clear()
+            host.engine.interrupt_after = interrupt_after
+            with contextlib.suppress(Interrupted):
+                host.apply(*(HEAD | keys | {"replica": n + 1} for n in range(wanted)))
+            host.engine.interrupt_after = None
+        specs = [HEAD | last | {"replica": number + 1} for number in range(replicas)]
+        assert host.apply(*specs)["errors"] == []
+        assert host.plan(*specs)["operations"] == []
+        found = llm_container_module.list_(parked=True)
+        live = [each for each in found if each["state"] == "running"]
+        assert [each["replica"] for each in live] == list(range(1, replicas + 1))
+        assert len({each["address"] for each in live}) == replicas
+        parked = [each["replica"] for each in found if each["parked"]]
+        assert len(parked) == len(set(parked))
+        assert len(live) + len(parked) == len(found)
+        assert host.engine.named("somebody-elses") == before

@@ -1,0 +1,146 @@
+import os
+import pathlib
+
+import jinja2
+import pytest
+from salt.exceptions import CommandExecutionError
+from salt.utils.jinja import SerializerExtension
+
+from _modules import llm_files as llm_files_module
+
+TEMPLATES = {
+    "head/files/config.yaml.jinja": (
+        "key: {{ secrets['head.key'] | json }}\nport: {{ service.port }}"
+    ),
+    "head/files/live/routes.yaml.jinja": "clients: {{ secrets['clients'] | json }}",
+}
+
+
+@pytest.fixture
+def templates():
+    return dict(TEMPLATES)
+
+
+@pytest.fixture
+def secrets():
+    return {"head.key": "canary-1", "clients": {"default": "canary-2"}}
+
+
+@pytest.fixture
+def llm_files(configure_loader, platform, templates, secrets, tmp_path, monkeypatch):
+    platform["site"]["root"] = str(tmp_path / "root")
+    platform["services"]["head"] |= {
+        "files": ["config.yaml"],
+        "live_files": ["routes.yaml"],
+        "secrets": ["head.key", "clients"],
+        "user": os.getuid(),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(templates),
+        undefined=jinja2.StrictUndefined,
+        extensions=[SerializerExtension],
+    )
+    monkeypatch.setattr(llm_files_module, "_environment", lambda: environment)
+    return configure_loader(
+        llm_files_module,
+        salt={
+            "llm_config.platform": lambda: platform,
+            "llm_config.service": lambda name: platform["services"][name],
+            "llm_config.secret": lambda name: secrets[name],
+        },
+    )
+
+
+def _afresh(llm_files):
+    llm_files.__context__.clear()
+    llm_files_module._environment().cache.clear()
+
+
+def test_write_puts_every_file_where_its_container_reads_it(llm_files):
+    assert llm_files.write("head") == {"config.yaml": "create", "routes.yaml": "create"}
+    static = pathlib.Path(llm_files.digests("head")["directory"], "config.yaml")
+    live = pathlib.Path(llm_files.folder("head"), "live", "routes.yaml")
+    assert static.read_text() == 'key: "canary-1"\nport: 4000'
+    assert live.read_text() == 'clients: {"default": "canary-2"}'
+    assert [path.stat().st_mode & 0o777 for path in (static, live)] == [0o400, 0o400]
+    assert static.parent.stat().st_mode & 0o777 == 0o500
+    assert static.parent.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_write_again_changes_nothing(llm_files):
+    llm_files.write("head")
+    _afresh(llm_files)
+    assert llm_files.pending("head") == {}
+    assert llm_files.write("head") == {}
+
+
+def test_a_secret_of_a_file_changes_its_fingerprint_and_not_the_file(llm_files, secrets):
+    llm_files.write("head")
+    before = llm_files.digests("head")
+    secrets["head.key"] = "canary-3"
+    _afresh(llm_files)
+    after = llm_files.digests("head")
+    assert after["files"] == before["files"]
+    assert after["secrets"].keys() == before["secrets"].keys() == {"head.key"}
+    assert after["secrets"] != before["secrets"]
+    assert after["directory"] != before["directory"]
+
+
+def test_a_live_secret_is_no_reason_to_replace_the_container(llm_files, secrets):
+    llm_files.write("head")
+    before = llm_files.digests("head")
+    secrets["clients"]["default"] = "canary-4"
+    _afresh(llm_files)
+    assert llm_files.digests("head") == before
+    assert llm_files.write("head") == {"routes.yaml": "change"}
+
+
+def test_digests_hold_no_secret(llm_files):
+    assert "canary" not in repr(llm_files.digests("head"))
+
+
+def test_fingerprints_of_two_hosts_differ(llm_files):
+    llm_files.write("head")
+    before = llm_files.digests("head")["secrets"]
+    llm_files._key_path().unlink()
+    llm_files._make_fingerprint_key()
+    assert llm_files.digests("head")["secrets"] != before
+
+
+def test_a_file_changed_by_hand_is_put_back(llm_files):
+    llm_files.write("head")
+    path = pathlib.Path(llm_files.digests("head")["directory"], "config.yaml")
+    path.chmod(0o600)
+    path.write_text("mine")
+    assert llm_files.write("head") == {"config.yaml": "change"}
+    assert path.read_text() != "mine"
+
+
+def test_what_an_interrupted_write_left_is_cleared(llm_files):
+    llm_files.write("head")
+    left = pathlib.Path(llm_files.folder("head"), ".unfinished-1")
+    left.mkdir()
+    pathlib.Path(llm_files.folder("head"), "live", "routes.yaml").unlink()
+    llm_files.write("head")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ nothing }}", "salt://head/files/config.yaml.jinja: 'nothing' is undefined"),
+        ("ok\n{% if %}", "salt://head/files/config.yaml.jinja:2: "),
+    ],
+)
+def test_a_wrong_template_is_named(llm_files, templates, template, message):
+    templates["head/files/config.yaml.jinja"] = template
+    with pytest.raises(CommandExecutionError) as error:
+        llm_files.pending("head")
+    assert message in str(error.value)
+
+
+def test_remove_leaves_nothing(llm_files):
+    llm_files.write("head")
+    assert llm_files.remove("head") is True
+    assert llm_files.remove("head") is False
+    assert not os.path.exists(llm_files.folder("head"))

@@ -1,0 +1,252 @@
+import http.server
+import json
+import os
+import socketserver
+import threading
+from unittest.mock import patch
+
+import llm_catalogue
+import pytest
+from salt.exceptions import CommandExecutionError
+
+from _modules import llm_mesh as llm_mesh_module
+
+
+@pytest.fixture
+def containers():
+    """What `llm_container.list` says of head."""
+    return []
+
+
+@pytest.fixture
+def llm_mesh(configure_loader, pillar, tmp_path, containers):
+    pillar["site"]["root"] = str(tmp_path / "llm")
+    pillar["services"]["model-proxy"]["health"]["port"] = 8089
+    platform = llm_catalogue.platform(pillar, "node1")
+    salt = {
+        "llm_config.platform": lambda: platform,
+        "llm_config.service": lambda name: platform["services"][name],
+        "llm_container.list": lambda service: containers,
+    }
+    return configure_loader(llm_mesh_module, salt=salt)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where the endpoint files lie."""
+    return tmp_path / "llm/endpoints"
+
+
+def test_services_are_those_that_an_envoy_leads_to(llm_mesh):
+    assert llm_mesh.services() == ["cache", "head", "model-proxy", "rate-limiter", "tail"]
+
+
+def test_route_writes_what_an_envoy_reads(llm_mesh, folder):
+    assert llm_mesh.route("model-proxy", ["172.30.0.65", "172.30.0.64"]) is True
+    found = json.loads((folder / "model-proxy.yaml").read_text())
+    (resource,) = found["resources"]
+    assert resource["cluster_name"] == "model-proxy"
+    assert resource["endpoints"][0]["lb_endpoints"][0] == {
+        "endpoint": {
+            "address": {"socket_address": {"address": "172.30.0.64", "port_value": 8080}},
+            "health_check_config": {"port_value": 8089},
+        }
+    }
+    assert llm_mesh.endpoints("model-proxy") == ["172.30.0.64", "172.30.0.65"]
+
+
+def test_route_changes_nothing_twice(llm_mesh, folder):
+    llm_mesh.route("head", ["172.30.0.80"])
+    before = (folder / "head.yaml").stat()
+    assert llm_mesh.route("head", ["172.30.0.80", "172.30.0.80"]) is False
+    assert (folder / "head.yaml").stat() == before
+
+
+def test_route_lets_every_envoy_read_and_leaves_nothing_behind(llm_mesh, folder):
+    (folder.parent).mkdir(mode=0o711)
+    folder.mkdir()
+    (folder / ".head.new").write_text("from an interrupted run")
+    llm_mesh.route("head", [])
+    assert [path.name for path in folder.iterdir()] == ["head.yaml"]
+    assert (folder / "head.yaml").stat().st_mode & 0o777 == 0o444
+
+
+def test_route_makes_a_folder_that_envoy_can_enter(llm_mesh, folder):
+    old = os.umask(0o077)
+    try:
+        llm_mesh.route("head", [])
+    finally:
+        os.umask(old)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert folder.parent.stat().st_mode & 0o777 == 0o711
+
+
+def test_version_is_that_of_the_content(llm_mesh, folder):
+    versions = []
+    for addresses in (["172.30.0.80"], [], ["172.30.0.80"]):
+        llm_mesh.route("head", addresses)
+        versions.append(json.loads((folder / "head.yaml").read_text())["version_info"])
+    assert versions[0] == versions[2] != versions[1]
+
+
+def test_endpoints_never_said(llm_mesh):
+    assert llm_mesh.endpoints("head") is None
+
+
+def test_endpoints_of_a_file_that_is_broken(llm_mesh, folder):
+    llm_mesh.route("head", [])
+    (folder / "head.yaml").unlink()
+    (folder / "head.yaml").write_text("{")
+    with pytest.raises(CommandExecutionError, match=r"head\.yaml is not what was written"):
+        llm_mesh.endpoints("head")
+
+
+def container(replica, generation, address, state="running"):
+    return {"replica": replica, "generation": generation, "address": address, "state": state}
+
+
+@pytest.mark.parametrize(
+    ("found", "addresses"),
+    [
+        ([], []),
+        ([container(1, 1, "172.30.0.80"), container(2, 1, "172.30.0.81")], ["80", "81"]),
+        ([container(1, 1, "172.30.0.80"), container(1, 2, "172.30.0.81")], ["81"]),
+        ([container(1, 2, "172.30.0.81"), container(1, 1, "172.30.0.80")], ["81"]),
+        ([container(1, 1, "172.30.0.80"), container(1, 2, "172.30.0.81", "exited")], ["80"]),
+        ([container(1, 1, "172.30.0.80", "restarting")], []),
+        ([container(1, 1, "")], []),
+    ],
+)
+def test_serving(llm_mesh, containers, found, addresses):
+    containers.extend(found)
+    assert llm_mesh.serving("head") == [f"172.30.0.{last}" for last in addresses]
+
+
+class Admin:
+    """
+    The admin interface of an Envoy. ``healthy`` holds the addresses that it found healthy;
+    ``seen`` what the endpoint file said each time it was asked.
+    """
+
+    def __init__(self, root, envoy, llm_mesh):
+        self.healthy, self.seen = set(), []
+        folder = root / "services" / envoy / "run" / f"llm-{envoy}-1-g1"
+        folder.mkdir(parents=True)
+        admin = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                addresses = llm_mesh.endpoints("head")
+                admin.seen.append(addresses)
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(admin.clusters(addresses)).encode())
+
+            def address_string(self):
+                return "unix"
+
+            def log_message(self, *given):
+                """Say nothing."""
+
+        class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+            daemon_threads = True
+
+        self.folder = os.open(folder, os.O_PATH)  # its path is too long for a socket
+        self.server = Server(f"/proc/self/fd/{self.folder}/admin.sock", Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def clusters(self, addresses):
+        hosts = [
+            {
+                "address": {"socket_address": {"address": address, "port_value": 4000}},
+                "health_status": {"eds_health_status": "HEALTHY"}
+                | ({} if address in self.healthy else {"failed_active_health_check": True}),
+            }
+            for address in addresses
+        ]
+        return {"cluster_statuses": [{"name": "head", "host_statuses": hosts}]}
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+        os.close(self.folder)
+
+
+@pytest.fixture
+def admin(llm_mesh):
+    root = llm_mesh._path("head").parent.parent
+    llm_mesh.route("head", ["172.30.0.80"])
+    admin = Admin(root, "mesh", llm_mesh)
+    yield admin
+    admin.stop()
+
+
+def test_health_is_what_the_envoys_say(llm_mesh, admin):
+    assert llm_mesh.health() == {
+        "llm-mesh-1-g1": {"head": {"172.30.0.80": "failed_active_health_check"}}
+    }
+    admin.healthy.add("172.30.0.80")
+    assert llm_mesh.health() == {"llm-mesh-1-g1": {"head": {"172.30.0.80": "healthy"}}}
+
+
+def test_health_without_an_envoy(llm_mesh):
+    assert llm_mesh.health() == {}
+
+
+def test_health_passes_over_an_envoy_that_has_ended(llm_mesh, admin):
+    admin.server.server_close()
+    assert llm_mesh.health() == {}
+
+
+def test_route_lets_the_old_serve_until_the_new_are_found_healthy(llm_mesh, admin):
+    threading.Timer(0.2, lambda: admin.healthy.add("172.30.0.81")).start()
+    assert llm_mesh.route("head", ["172.30.0.81"]) is True
+    assert len(admin.seen) > 2
+    assert all(seen == ["172.30.0.80", "172.30.0.81"] for seen in admin.seen)
+    assert llm_mesh.endpoints("head") == ["172.30.0.81"]
+
+
+def test_route_to_what_does_not_get_healthy(llm_mesh, admin):
+    with pytest.raises(CommandExecutionError) as caught:
+        llm_mesh.route("head", ["172.30.0.81"], timeout=0.2)
+    assert str(caught.value) == (
+        "not yet healthy for the Envoys of this host after 0.2 s: llm-mesh-1-g1: 172.30.0.81"
+    )
+    assert llm_mesh.endpoints("head") == ["172.30.0.80", "172.30.0.81"]
+
+
+@pytest.mark.parametrize("addresses", [[], ["172.30.0.80", "172.30.0.81"]])
+def test_route_waits_for_nobody_unless_replicas_are_exchanged(llm_mesh, admin, addresses):
+    assert llm_mesh.route("head", addresses) is True
+    assert not admin.seen
+
+
+@pytest.mark.parametrize(
+    ("taken", "failures", "expected"),
+    [
+        (2000, 0, []),  # milliseconds
+        (2000, 1, []),  # an earlier one
+        (999, 1, ["listeners.yaml"]),
+        (999, 0, []),  # the clock was set back
+    ],
+)
+def test_refused(llm_mesh, tmp_path, taken, failures, expected):
+    for name in ("listeners.yaml", "certificate.yaml", "unknown.yaml"):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (1, 1))
+    numbers = {
+        "listener_manager.lds.update_time": taken,
+        "listener_manager.lds.update_failure": 0,
+        "listener_manager.lds.update_rejected": failures,
+        "sds.certificate.update_time": 1000,
+        "sds.certificate.update_failure": 3,
+    }
+    stats = [{"name": name, "value": value} for name, value in numbers.items()]
+    answer = {"stats": [*stats, {"histograms": {}}]}
+    with patch.object(llm_mesh, "_asked", autospec=True, return_value=answer):
+        assert llm_mesh.refused("admin.sock", tmp_path, timeout=0) == expected
+
+
+def test_refused_without_an_envoy(llm_mesh, tmp_path):
+    (tmp_path / "listeners.yaml").write_text("")
+    assert llm_mesh.refused(tmp_path / "admin.sock", tmp_path) == []

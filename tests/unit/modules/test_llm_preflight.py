@@ -1,0 +1,320 @@
+import collections
+import json
+import pathlib
+import time
+from unittest.mock import create_autospec
+
+import llm_engine
+import psutil
+import pytest
+from salt.exceptions import CommandExecutionError
+from salt.utils.state import job_queue_dir, state_queue_dir
+
+from _modules import llm_config
+from _modules import llm_preflight as llm_preflight_module
+
+GIB = 1 << 30
+CARRIED = ["mesh", "ingress", "cache", "model-proxy", "head", "rate-limiter", "tail"]
+INGRESS = "a" * 64
+OTHER = "b" * 64
+Memory = collections.namedtuple("Memory", "total available")
+Disk = collections.namedtuple("Disk", "free")
+Address = collections.namedtuple("Address", "ip port")
+Connection = collections.namedtuple("Connection", "laddr status pid")
+
+
+def container(name, identifier=OTHER, service=None, state="running", ports=()):
+    """What the engine's list says of a container."""
+    labels = {"llm.site": "llm", "llm.service": service} if service else None
+    published = [{"PublicPort": port, "Type": "tcp"} for port in ports]
+    return {
+        "Id": identifier,
+        "Names": [f"/{name}"],
+        "Labels": labels,
+        "State": state,
+        "Ports": published,
+    }
+
+
+def listening(port, pid):
+    return Connection(Address("0.0.0.0", port), psutil.CONN_LISTEN, pid)
+
+
+@pytest.fixture
+def info():
+    """What the engine says of itself."""
+    return {
+        "ServerVersion": "20.10.24+dfsg1",
+        "OSType": "linux",
+        "MemoryLimit": True,
+        "CpuCfsQuota": True,
+        "PidsLimit": True,
+        "NCPU": 2,
+        "DockerRootDir": "/var/lib/docker",
+        "Runtimes": {"runc": {}},
+    }
+
+
+@pytest.fixture
+def images():
+    return []
+
+
+@pytest.fixture
+def engine(monkeypatch, info, images):
+    answers = {"/info": info, "/images/json": images}
+    engine = create_autospec(llm_engine.Engine, instance=True)
+    engine.request.side_effect = lambda method, path, **_: json.dumps(answers[path]).encode()
+    engine.containers.return_value = []
+    monkeypatch.setattr(llm_preflight_module, "_engine", lambda: engine)
+    return engine
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """What this host has; a test changes it."""
+    host = {"memory": Memory(16 * GIB, 12 * GIB), "free": 50 * GIB, "listening": [], "gpus": []}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: host["memory"])
+    monkeypatch.setattr(psutil, "net_connections", lambda kind: host["listening"])
+    module = llm_preflight_module
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: Disk(host["free"]))
+    monkeypatch.setattr(module.shutil, "which", lambda program: None)
+    glob = module.glob.glob
+    nvidia = "/dev/nvidia[0-9]*"
+    monkeypatch.setattr(module.glob, "glob", lambda p: host["gpus"] if p == nvidia else glob(p))
+    return host
+
+
+@pytest.fixture
+def llm_preflight(configure_loader, platform, engine, host):
+    salt = {
+        "llm_config.platform": create_autospec(llm_config.platform, return_value=platform),
+        "llm_config.carried": create_autospec(llm_config.carried, return_value=CARRIED),
+    }
+    return configure_loader(llm_preflight_module, salt=salt)
+
+
+def test_check_of_a_fit_host_finds_nothing(llm_preflight):
+    assert llm_preflight.check(master_time=time.time()) == []
+
+
+def test_check_names_all_problems_at_once(llm_preflight, host, platform, info):
+    host |= {"memory": Memory(1 * GIB, GIB), "free": GIB}
+    platform["services"]["head"] |= {"cpus": 9, "devices": ["/dev/nix"], "gpus": 1}
+    info["PidsLimit"] = False
+    problems = llm_preflight.check(master_time=time.time() + 100)
+    what = [problem.split(": ")[1] for problem in problems]
+    assert what == ["engine", "memory", "CPU", "CPU", "disk", "device", "GPU", "GPU", "clock"]
+    for problem in problems:
+        assert problem.startswith("node1: ")
+        assert ", needed " in problem
+        assert "; " in problem
+        assert "\n" not in problem
+
+
+def test_check_without_an_engine(llm_preflight, engine):
+    engine.request.side_effect = CommandExecutionError("the engine does not answer")
+    (problem,) = llm_preflight.check()
+    assert problem.startswith("node1: engine: found the engine does not answer, needed an engine")
+    assert llm_preflight.check(engine_expected=False) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("ServerVersion", "19.03.15", "found version 19.03.15, needed 20.10 or later"),
+        ("OSType", "windows", "found one for windows, needed one for linux"),
+        ("MemoryLimit", False, "no support for memory limits"),
+        ("CpuCfsQuota", False, "no support for CPU limits"),
+        ("PidsLimit", False, "no support for pids limits"),
+    ],
+)
+def test_check_of_an_unfit_engine(llm_preflight, info, key, value, words):
+    info[key] = value
+    (problem,) = llm_preflight.check()
+    assert words in problem
+
+
+@pytest.mark.parametrize("version", ["20.10.24+dfsg1", "26.1.5", "100.0"])
+def test_check_of_a_fit_engine(llm_preflight, info, version):
+    info["ServerVersion"] = version
+    assert llm_preflight.check() == []
+
+
+def test_check_of_a_host_with_too_little_memory(llm_preflight, host, platform):
+    platform["services"]["head"] |= {"memory": 8 * GIB, "replicas": 2}
+    (problem,) = llm_preflight.check()
+    assert "memory: found 16g in all, needed 17.8g for its services' limits" in problem
+    assert "256m in reserve" in problem
+
+
+def test_check_of_a_host_whose_memory_is_taken(llm_preflight, host):
+    host["memory"] = Memory(16 * GIB, 1 * GIB)
+    (problem,) = llm_preflight.check()
+    assert "found 1g available, needed 2.75g for containers that do not run yet" in problem
+
+
+def test_check_of_a_host_whose_memory_we_take_ourselves(llm_preflight, host, engine):
+    host["memory"] = Memory(16 * GIB, 1 * GIB)
+    engine.containers.return_value = [container(name, service=name) for name in CARRIED]
+    assert llm_preflight.check() == []
+
+
+def test_check_counts_the_replicas_that_are_to_come(llm_preflight, host, engine, platform):
+    host["memory"] = Memory(16 * GIB, 1 * GIB)
+    platform["services"]["head"]["replicas"] = 2
+    engine.containers.return_value = [container(name, service=name) for name in CARRIED]
+    engine.containers.return_value.append(container("old", service="head", state="exited"))
+    (problem,) = llm_preflight.check()
+    assert "needed 1g for containers that do not run yet" in problem
+
+
+def test_check_of_a_limit_larger_than_the_host(llm_preflight, platform):
+    platform["services"]["head"]["cpus"] = 3
+    (problem,) = llm_preflight.check()
+    assert "CPU: found 2, needed 3 for one container of head" in problem
+
+
+def test_check_of_all_cpu_limits(llm_preflight, platform):
+    platform["preflight"]["cpu_overcommit"] = 1.0
+    (problem,) = llm_preflight.check()
+    assert "found 2 (with cpu_overcommit 1: 2), needed 5 for its services' limits" in problem
+
+
+def test_check_of_a_full_disk(llm_preflight, host):
+    host["free"] = 5 * GIB
+    (problem,) = llm_preflight.check()
+    assert "disk: found 5g free for /var/lib/docker and /var/lib/llm, needed 6g" in problem
+
+
+@pytest.mark.parametrize(("free", "problems"), [(1 * GIB, 0), (GIB // 2, 1)])
+def test_check_of_the_disk_is_milder_once_images_are_there(
+    llm_preflight, host, images, platform, free, problems
+):
+    host["free"] = free
+    platform["services"]["head"]["image"] = "registry/head@sha256:abc"
+    for image in ("envoy", "cache", "model-proxy", "rate-limiter"):
+        images.append({"Labels": {"llm.image": image}, "RepoTags": None, "RepoDigests": None})
+    own = ["registry/head@sha256:abc"]
+    images.append({"Labels": None, "RepoTags": ["<none>:<none>"], "RepoDigests": own})
+    assert len(llm_preflight.check()) == problems
+    images.pop()
+    assert len(llm_preflight.check()) == 1
+
+
+@pytest.fixture
+def process(monkeypatch, tmp_path):
+    """A function that sets who process 42 is."""
+
+    def be(groups, exe="/usr/sbin/nginx", name="nginx"):
+        folder = tmp_path / "42"
+        folder.mkdir()
+        (folder / "cgroup").write_text(groups)
+        monkeypatch.setattr(llm_preflight_module, "PROC", str(tmp_path))
+        found = create_autospec(psutil.Process, instance=True)
+        found.exe.return_value = exe
+        found.name.return_value = name
+        monkeypatch.setattr(psutil, "Process", lambda pid: found)
+
+    return be
+
+
+@pytest.mark.parametrize("port", [8443, 15443])
+def test_check_of_a_port_that_a_process_holds(llm_preflight, host, process, port):
+    process("0::/system.slice/nginx.service")
+    host["listening"] = [listening(port, 42), listening(80, 43)]
+    (problem,) = llm_preflight.check()
+    assert f"port {port}: found it held by process 42 (nginx, /usr/sbin/nginx)" in problem
+    assert "_port in pillar/site.yaml" in problem
+
+
+def test_check_of_a_port_that_a_container_holds(llm_preflight, host, process, engine):
+    process(f"12:memory:/docker/{OTHER}\n")
+    engine.containers.return_value = [container("squatter")]
+    host["listening"] = [listening(8443, 42)]
+    (problem,) = llm_preflight.check()
+    assert "found it held by container squatter, needed it for the ingress" in problem
+
+
+def test_check_of_a_port_that_a_container_publishes(llm_preflight, host, process, engine):
+    process("0::/", exe="/usr/bin/docker-proxy", name="docker-proxy")
+    engine.containers.return_value = [container("squatter", ports=[8443, 80])]
+    host["listening"] = [listening(8443, 42)]
+    (problem,) = llm_preflight.check()
+    assert "found it held by container squatter, needed" in problem
+    host["listening"] = []
+    (problem,) = llm_preflight.check()
+    assert "found it held by container squatter, needed" in problem
+
+
+def test_check_of_a_port_that_our_ingress_holds(llm_preflight, host, process, engine):
+    process(f"0::/system.slice/docker-{INGRESS}.scope")
+    engine.containers.return_value = [container("llm-ingress-1-g1", INGRESS, service="ingress")]
+    host["listening"] = [listening(8443, 42), listening(15443, 42)]
+    assert llm_preflight.check() == []
+
+
+def test_check_of_a_port_that_another_sites_ingress_holds(llm_preflight, host, process, engine):
+    process(f"0::/system.slice/docker-{INGRESS}.scope")
+    other = container("own-ingress-1-g1", INGRESS, service="ingress")
+    other["Labels"]["llm.site"] = "own"
+    engine.containers.return_value = [other]
+    host["listening"] = [listening(8443, 42)]
+    (problem,) = llm_preflight.check()
+    assert "held by container own-ingress-1-g1" in problem
+
+
+def test_check_of_a_port_that_somebody_unseen_holds(llm_preflight, host):
+    host["listening"] = [listening(8443, None)]
+    (problem,) = llm_preflight.check()
+    assert "held by a process that cannot be seen" in problem
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "problems"),
+    [(1, [], 1), (2, ["/dev/nvidia0"], 1), ("all", [], 1), ("all", ["/dev/nvidia0"], 0)],
+)
+def test_check_of_gpus(llm_preflight, host, info, platform, gpus, there, problems):
+    info["Runtimes"]["nvidia"] = {}
+    host["gpus"] = there
+    platform["services"]["model-proxy"]["gpus"] = gpus
+    found = llm_preflight.check()
+    assert len(found) == problems
+    for problem in found:
+        assert f"GPU: found {len(there)}, needed {gpus} for model-proxy" in problem
+
+
+def test_check_of_gpus_without_their_runtime(llm_preflight, host, platform):
+    host["gpus"] = ["/dev/nvidia0"]
+    platform["services"]["model-proxy"]["gpus"] = 1
+    (problem,) = llm_preflight.check()
+    assert "found no runtime for containers, needed one for model-proxy" in problem
+
+
+@pytest.mark.parametrize(("device", "problems"), [("/dev/null", 0), ("/dev/nix", 1)])
+def test_check_of_devices(llm_preflight, platform, device, problems):
+    platform["services"]["model-proxy"]["devices"] = [device]
+    assert len(llm_preflight.check()) == problems
+
+
+@pytest.mark.parametrize(
+    ("ahead", "words"),
+    [(0, None), (20, None), (-20, None), (60, "60 s ahead of"), (-60, "60 s behind")],
+)
+def test_check_of_the_clock(llm_preflight, ahead, words):
+    problems = llm_preflight.check(master_time=str(time.time() - ahead))
+    assert len(problems) == (1 if words else 0)
+    for problem in problems:
+        assert f"clock: found it {words} the master's, needed at most 30 s" in problem
+
+
+@pytest.mark.parametrize("folder", [state_queue_dir, job_queue_dir])
+def test_check_of_left_over_queued_runs(llm_preflight, folder):
+    queue = pathlib.Path(folder(llm_preflight.__opts__))
+    queue.mkdir(parents=True)
+    (queue / "running_1_2.p").touch()
+    assert llm_preflight.check() == []
+    (queue / "queued_1_2.p").touch()
+    (problem,) = llm_preflight.check()
+    assert "queue: found 1 queued run that may start at any time, needed none" in problem
+    assert problem.endswith(f"; remove: rm {queue}/queued_1_2.p")

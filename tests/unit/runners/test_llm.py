@@ -1,0 +1,222 @@
+import inspect
+import io
+import json
+from types import SimpleNamespace
+from unittest.mock import create_autospec
+
+import llm_catalogue
+import llm_secret
+import pytest
+import salt.utils.args
+
+from _runners import llm as llm_runner
+
+
+@pytest.fixture
+def event():
+    """The event of a job that ``salt-run`` shows."""
+    return SimpleNamespace(print_func=print)
+
+
+@pytest.fixture
+def output():
+    """How ``salt-run`` is asked to show its answer: as for people."""
+    return {}
+
+
+@pytest.fixture
+def context():
+    return {}
+
+
+@pytest.fixture
+def llm(configure_loader, pillar_root, keyring, repository, tmp_path, event, output, context):
+    opts = {
+        "pillar_roots": {"base": [str(pillar_root)]},
+        "file_roots": {"base": [str(repository / "salt")]},
+        "gpg_keydir": keyring.folder,
+        "pki_dir": str(tmp_path / "pki"),
+        **output,
+    }
+    return configure_loader(llm_runner, opts=opts, context=context, jid_event=event)
+
+
+@pytest.fixture
+def as_json(output):
+    output["output"] = "json"
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """A function that sets what stands on standard input."""
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+@pytest.fixture
+def generated(llm, capsys):
+    """All secrets made."""
+    llm.secret("generate")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", ["check", "secret", "client", "status", "logs"])
+def test_commands_keep_their_arguments_for_salt(command):
+    function = getattr(llm_runner, command)
+    assert salt.utils.args.get_function_argspec(function).args == list(
+        inspect.signature(function).parameters
+    )
+
+
+def test_secret_generate_says_what_it_made(llm, capsys, context):
+    assert llm.secret("generate")["secrets"][0] == "cache.password"
+    assert capsys.readouterr().out.startswith("made cache.password\nmade clients.default\n")
+    assert context["retcode"] == 0
+    llm.secret("generate")
+
+
+def test_secret_generate_again_makes_nothing(llm, generated, event, capsys):
+    event.print_func = print
+    assert llm.secret("generate")["secrets"] == []
+    assert capsys.readouterr().out == "Nothing to make: every secret is there\n"
+
+
+def test_secret_generate_one_anew(llm, generated, pillar_root, keyring):
+    before = llm_secret.value(pillar_root, keyring, "cache.password")
+    llm.secret("generate", "cache.password")
+    assert llm_secret.value(pillar_root, keyring, "cache.password") != before
+
+
+def test_secret_set_takes_standard_input(
+    llm, generated, typed, pillar_root, keyring, event, capsys
+):
+    typed("canary\n")
+    event.print_func = print
+    assert llm.secret("set", "providers.openai") == {"retcode": 0, "secrets": ["providers.openai"]}
+    assert llm_secret.value(pillar_root, keyring, "providers.openai") == "canary"
+    assert capsys.readouterr().out == "providers.openai is set\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("set",), "no name given"),
+        (("set", "cache.pasword"), 'did you mean "cache.password"?'),
+        (("set", "clients.batch"), 'nothing needs a secret "clients.batch"'),
+        (("set", "providers.a b"), "is no name of a secret"),
+        (("generate", "providers.openai"), "only its provider can give"),
+        (("generate", "head.kye"), 'did you mean "head.key"?'),
+        (("frobnicate",), "there are list, generate, set"),
+    ],
+)
+def test_secret_refuses(llm, typed, context, capsys, arguments, expected):
+    typed("canary")
+    assert llm.secret(*arguments)["retcode"] == context["retcode"] == 1
+    shown = capsys.readouterr().out
+    assert expected in shown
+    assert "canary" not in shown
+
+
+@pytest.mark.parametrize("value", ["", "CHANGEME", "a\nb", llm_catalogue.MASK])
+def test_secret_set_refuses_a_value(llm, typed, value, capsys):
+    typed(value)
+    assert llm.secret("set", "providers.openai")["retcode"] == 1
+    assert "the value for providers.openai " in capsys.readouterr().out
+
+
+def test_secret_list_shows_names_alone(llm, generated, event, capsys, pillar_root, keyring):
+    event.print_func = print
+    llm.secret("list")
+    shown = capsys.readouterr().out
+    assert shown.splitlines() == llm_secret.names(pillar_root)
+    assert llm_secret.value(pillar_root, keyring, "cache.password") not in shown
+
+
+def test_client_shows_what_a_client_needs(llm, generated, event, capsys, pillar_root, keyring):
+    event.print_func = print
+    answer = llm.client()
+    key = llm_secret.value(pillar_root, keyring, "clients.default")
+    assert capsys.readouterr().out.split() == [
+        "base_url",
+        "https://127.0.0.1:8443/v1",
+        "ca_file",
+        "/var/lib/llm/trust/ca.pem",
+        "api_key",
+        key,
+    ]
+    assert answer == {"retcode": 0}  # what goes to the job cache and to the event bus
+    assert event.print_func is None  # Salt shows it no second time
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [("", "/etc/ssl/certs/ca-certificates.crt"), (", authority: /own/ca.pem", "/own/ca.pem")],
+)
+@pytest.mark.usefixtures("as_json")
+def test_client_is_told_who_signed_a_certificate_of_the_users_own(
+    llm, generated, event, capsys, pillar_root, more, told
+):
+    event.print_func = print
+    site = pillar_root / "site.yaml"
+    own = f"public_certificate: {{certificate: /own/c.pem, key: /own/k.pem{more}}}"
+    site.write_text(site.read_text().replace("public_certificate: {}", own))
+    llm.client()
+    assert json.loads(capsys.readouterr().out)["ca_file"] == told
+
+
+@pytest.mark.usefixtures("as_json")
+def test_client_as_json(llm, generated, event, capsys):
+    event.print_func = print
+    llm.client()
+    assert set(json.loads(capsys.readouterr().out)) == {"base_url", "ca_file", "api_key"}
+
+
+@pytest.mark.usefixtures("as_json")
+def test_client_unknown_as_json(llm, generated, event, capsys):
+    event.print_func = print
+    assert llm.client("nobody")["retcode"] == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "error": 'unknown client "nobody"; there are default'
+    }
+
+
+def test_client_without_its_key(llm, capsys, context):
+    llm.client()
+    assert "clients.default is missing; salt-run llm.secret set" in capsys.readouterr().out
+    assert context["retcode"] == 1
+
+
+def test_client_of_a_pillar_that_is_not_sound(llm, pillar_root, capsys):
+    path = pillar_root / "site.yaml"
+    path.write_text(path.read_text().replace("public_port: 8443", "public_port: 84430"))
+    assert llm.client()["retcode"] == 1
+    assert capsys.readouterr().out == "1 mistake in the pillar; see salt-run llm.check\n"
+
+
+def test_client_asked_by_an_orchestration_shows_nothing(llm, generated, capsys):
+    assert llm.client() == {"retcode": 0}
+    assert capsys.readouterr().out == ""
+
+
+def test_logs_followed_until_salt_makes_ctrl_c_an_exit(llm, capsys, context, monkeypatch):
+    said = [{"node1": {"llm-head-1-g1": ["\x1b[92mone\x1b[0m"]}}, {"node1": {"llm-head-1-g1": []}}]
+    asked = create_autospec(llm_runner._asked, side_effect=[{"node1": True}, *said, SystemExit(0)])
+    monkeypatch.setattr(llm_runner, "_asked", asked)
+    monkeypatch.setattr(llm_runner.time, "sleep", lambda seconds: None)
+    llm.logs("head", follow=True)
+    assert capsys.readouterr().out.strip() == "one"
+    assert context["retcode"] == 0
+    assert asked.call_args.kwargs["lines"] == 1000
+
+
+def test_status_asks_the_hosts_that_answer_once_they_know_the_pillar(
+    llm, capsys, context, monkeypatch
+):
+    asked = create_autospec(llm_runner._asked, side_effect=[{}, {}])
+    monkeypatch.setattr(llm_runner, "_asked", asked)
+    llm.status()
+    assert [call.args[:2] for call in asked.call_args_list] == [
+        (["node1"], "saltutil.refresh_pillar"),
+        ([], "llm_service.status"),
+    ]
+    assert "node1   no answer" in capsys.readouterr().out
+    assert context["retcode"] == 1

@@ -1,0 +1,45 @@
+from unittest.mock import create_autospec
+
+import pytest
+
+from _modules import llm_config as llm_config_module
+from _states import llm_config as llm_config_state
+
+
+@pytest.fixture
+def check():
+    return create_autospec(llm_config_module.check, return_value=[])
+
+
+@pytest.fixture
+def llm_config(configure_loader, check, testmode):
+    return configure_loader(llm_config_state, salt={"llm_config.check": check}, test=testmode)
+
+
+def test_checked_is_true_of_a_sound_pillar(llm_config):
+    ret = llm_config.checked("The configuration is sound")
+    assert ret["result"] is True
+    assert ret["changes"] == {}
+
+
+def test_checked_fails_with_every_mistake(llm_config, check):
+    check.return_value = ["pillar/site.yaml: a: wrong", "pillar/site.yaml: b: wrong"]
+    ret = llm_config.checked("The configuration is sound")
+    assert ret["result"] is False
+    assert ret["changes"] == {}
+    assert ret["comment"].splitlines() == check.return_value
+
+
+@pytest.mark.parametrize(
+    ("answer", "result", "comment"),
+    [
+        ({"retcode": 0, "problems": []}, True, "The pillar is sound"),
+        ({"retcode": 1, "problems": ["one", "two"]}, False, "one\ntwo"),
+        ({"retcode": 1, "error": "no keyring"}, False, "no keyring"),
+    ],
+)
+def test_reviewed_tells_what_the_master_finds(configure_loader, testmode, answer, result, comment):
+    runner = {"saltutil.runner": lambda name: answer}
+    module = configure_loader(llm_config_state, salt=runner, test=testmode)
+    ret = module.reviewed("The pillar is sound")
+    assert (ret["result"], ret["changes"], ret["comment"]) == (result, {}, comment)

@@ -1,0 +1,92 @@
+import llm_mirror
+import pytest
+
+DEB822 = """\
+Types: deb
+# http://snapshot.debian.org/archive/debian/20250520T000000Z
+URIs: https://mirror.example/debian/
+Suites: bookworm bookworm-updates
+Components: main
+
+Types: deb
+URIs: https://mirror.example/debian-security
+Suites: bookworm-security
+Components: main
+"""
+ONE_LINE = """\
+deb [arch=amd64 signed-by=/k.gpg] https://download.docker.com/linux/debian bookworm stable
+deb [signed-by=/x] http://near.example/debian bookworm main
+# deb http://old.example/debian bookworm-updates main
+deb http://near.example/debian bookworm-updates main
+deb http://near.example/debian-security bookworm-security main
+"""
+UBUNTU = """\
+deb http://archive.ubuntu.com/ubuntu noble main
+deb http://archive.ubuntu.com/ubuntu noble-updates main
+"""
+
+
+@pytest.fixture
+def put(tmp_path):
+    def put_(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    return put_
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "found"),
+    [
+        ("debian.sources", DEB822, "https://mirror.example"),
+        ("a.list", ONE_LINE, "http://near.example"),
+        ("a.list", UBUNTU, "http://deb.debian.org"),
+        ("a.sources", DEB822.replace("Types: deb\n", "Enabled: no\n"), "http://deb.debian.org"),
+        ("a.list", "nonsense\n", "http://deb.debian.org"),
+    ],
+    ids=["deb822", "one line", "ubuntu", "disabled", "nonsense"],
+)
+def test_apt_follows_the_host(tmp_path, put, path, text, found):
+    put(f"etc/apt/sources.list.d/{path}", text)
+    assert llm_mirror.apt(tmp_path) == (f"{found}/debian", f"{found}/debian-security")
+    assert f"URIs: {found}/debian\nSuites: trixie trixie-updates\n" in llm_mirror.sources(
+        "trixie", tmp_path
+    )
+
+
+def test_apt_without_any_file(tmp_path):
+    assert llm_mirror.apt(tmp_path) == (llm_mirror.DEBIAN, llm_mirror.SECURITY)
+
+
+def test_certificates_of_the_host(tmp_path, put):
+    put("usr/local/share/ca-certificates/inner/a.crt", "A")
+    put("usr/local/share/ca-certificates/readme.txt", "no")
+    found = llm_mirror.certificates(tmp_path)
+    assert set(found) == {"certificates/inner/a.crt", "certificates/README"}
+    assert found["certificates/inner/a.crt"] == b"A"
+
+
+def test_arguments_of_the_environment(tmp_path):
+    environment = {
+        "HTTPS_PROXY": "http://p:1",
+        "GOPROXY": "https://go",
+        "PIP_INDEX_URL": "https://i",
+    }
+    assert llm_mirror.arguments(environment, tmp_path) == {
+        "https_proxy": "http://p:1",
+        "HTTPS_PROXY": "http://p:1",
+        "UV_DEFAULT_INDEX": "https://i",
+        "PIP_INDEX_URL": "https://i",
+        "GOPROXY": "https://go",
+    }
+
+
+def test_arguments_of_pip(tmp_path, put):
+    put("etc/pip.conf", "[global]\nindex-url = https://i/%%simple\n")
+    assert llm_mirror.arguments({}, tmp_path)["PIP_INDEX_URL"] == "https://i/%%simple"
+    put("etc/pip.conf", "nonsense")
+    assert llm_mirror.arguments({}, tmp_path) == {}
+
+
+def test_without_passwords():
+    assert llm_mirror.without_passwords("at https://me:pw@host/x!") == "at https://host/x!"
