@@ -9,6 +9,8 @@ import time
 import llm_size
 from salt.exceptions import CommandExecutionError
 
+KILLED = 137  # exit code of what a signal 9 ended, the kernel's for want of memory among them
+LATE = 0.5  # seconds that the engine may hear of the want of memory after it heard of the death
 # Colours and what else a terminal would obey.
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -85,10 +87,20 @@ def _death(engine, found):
     if state["Status"] not in ("running", "paused", "created"):
         death["exit_code"] = state["ExitCode"]
     if found["RestartCount"]:
-        death["oom"] = death["oom"] or bool(_events(engine, found["Id"], "oom"))
         for event in _events(engine, found["Id"], "die"):
             death["exit_code"] = int(event["Actor"]["Attributes"]["exitCode"])
+    killed = death["exit_code"] == KILLED
+    if not death["oom"] and (killed or found["RestartCount"]):
+        death["oom"] = _ran_out_of_memory(engine, found["Id"], LATE if killed else 0)
     return death
+
+
+def _ran_out_of_memory(engine, container, seconds):
+    """Return whether the engine hears within ``seconds`` that memory ran out."""
+    deadline = time.monotonic() + seconds
+    while not (heard := _events(engine, container, "oom")) and time.monotonic() < deadline:
+        time.sleep(LATE / 10)
+    return bool(heard)
 
 
 def _events(engine, container, kind):

@@ -20,11 +20,13 @@ class Upstream:
     An OpenAI server whose answers say what it was asked.
 
     ``mode`` is how it answers: ``well``, ``slow`` (after ``delay`` seconds), ``fail`` (503),
-    ``reset`` (ends the connection without an answer). ``requests`` is what it was asked.
+    ``reset`` (ends the connection without an answer). ``requests`` is what it was asked. With
+    ``heard``, a semaphore, each chunk of a stream waits until the one before was heard.
     """
 
     def __init__(self, address, port):
-        self.mode, self.sick, self.delay, self.chunks, self.requests = "well", False, 0.2, 5, []
+        self.requests = []
+        self.reset()
         upstream = self
 
         class Handler(_Handler):
@@ -36,7 +38,7 @@ class Upstream:
 
     def reset(self):
         """Be well again, and forget what was asked."""
-        self.mode, self.sick, self.delay, self.chunks = "well", False, 0.2, 5
+        self.mode, self.sick, self.delay, self.chunks, self.heard = "well", False, 0.2, 5, None
         self.requests.clear()
 
     def stop(self):
@@ -114,7 +116,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if upstream.mode == "fail":
             self.answer({"error": {"message": "failing"}}, 503)
         elif '"stream": true' in body or '"stream":true' in body:
-            self.stream(upstream.chunks, upstream.delay)
+            self.stream(upstream)
         else:
             short = {key: asked[key] for key in ("method", "path", "headers")}
             self.answer(short | {"bytes": len(body)})
@@ -129,16 +131,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def stream(self, chunks, delay):
+    def stream(self, upstream):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number in range(chunks):
+        for number in range(upstream.chunks):
             delta = {"index": 0, "delta": {"content": f"{number} "}}
             chunk = {"id": "1", "object": "chat.completion.chunk", "choices": [delta]}
             self.chunk(f"data: {json.dumps(chunk)}\n\n")
-            time.sleep(delay)
+            if upstream.heard:
+                assert upstream.heard.acquire(timeout=20), "nobody heard it"
+            else:
+                time.sleep(upstream.delay)
         self.chunk("data: [DONE]\n\n")
         self.chunk("")
 

@@ -120,6 +120,18 @@ def test_describe(engine, events, now, words):
     assert llm_diagnosis.describe(engine, now) == words
 
 
+def test_fate_of_what_was_killed_waits_for_word_of_its_memory(engine):
+    engine.events.side_effect = [[], [], [OOM]]
+    killed = found("exited", ExitCode=137)
+    assert llm_diagnosis.fate(engine, killed) == "killed: out of memory (limit 32m)"
+
+
+def test_fate_of_what_was_killed_for_another_reason(engine):
+    assert llm_diagnosis.fate(engine, found("exited", ExitCode=137)) == (
+        "it has exited: exit code 137"
+    )
+
+
 def test_describe_without_the_engines_events(engine):
     engine.events.side_effect = CommandExecutionError("gone")
     assert llm_diagnosis.describe(engine, found("running", restarts=2)) == "running, restarts 2"
