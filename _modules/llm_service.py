@@ -106,6 +106,7 @@ COPIED = (
     "strategy",
     "stop_timeout",
     "drain_timeout",
+    "keep",
 )
 
 

@@ -218,12 +218,14 @@ class _Planner:
         """Return who plays which part among the containers ``mine`` of one replica."""
         unusable = [found for found in mine if found.state not in (*llm_world.LIVE, "exited")]
         usable = [found for found in mine if found not in unusable]
-        live = sorted((c for c in usable if c.live), key=lambda c: -c.generation)
-        stopped = sorted(
-            (c for c in usable if not c.live), key=lambda c: (c.finished_at, c.generation)
-        )[::-1]
+        latest = _latest(usable)
+        live, stopped = [c for c in latest if c.live], [c for c in latest if not c.live]
         image = self.world.images.get(spec["image"]) or {"id": None, "create": spec["image"]}
         digest = llm_spec.digest(llm_spec.parts(spec, image["id"]))
+        if spec["pinned"]:
+            digest = spec["pinned"]["digest"]
+            kept = next((c for c in live + stopped if c.spec == digest), None)
+            spec = llm_spec.pinned(spec, kept) if kept else spec
         fitting = [c for c in live + stopped if c.spec == digest and not self.spoilt(c, spec)]
         target = next(iter(fitting), None)
         olds = [c for c in live if c is not target]
@@ -269,6 +271,9 @@ class _Planner:
             self.add("remove", found, ["it was never started"], self.removed(found))
         if target:
             self.mend(spec, target, policy=target.live)
+        elif spec["pinned"]:
+            self.lost(replica)
+            return
         if not target:
             self.create(replica, serving)
         elif not old and not target.live:
@@ -276,21 +281,36 @@ class _Planner:
             steps = self.announced(spec, target, steps, serving)
             self.add("start", target, [_end(target)], steps, starts=spec)
         elif old:
-            both = f"{self.name(old)} still runs" if target.live else "it fits again"
+            both = f"{self.name(old)} still runs" if target.live else self.again(spec)
             causes = [both] + llm_spec.causes(old.parts, target.parts) + self.spoilt(old, spec)
             start = [
                 _step("update", target.id, body=_ALWAYS),
                 _step("start", target.id, undo=_parking(target.id, spec)),
             ]
             self.replace(spec, target, [], start, old, causes, serving)
-        last = [] if old else replica.parked[:1]
+        last = replica.parked[: spec["keep"] - bool(old)]
         for found in last:
             if found.restart != "no":
                 why = [f"restart policy {found.restart} → no, for it is parked"]
                 self.add("update", found, why, [_step("update", found.id, body=_NEVER)])
         for found in replica.surplus + replica.parked[len(last) :]:
-            why = ["a later one is kept"]
+            why = ["later ones are kept"]
             self.add("remove", found, why, self.removed(found))
+
+    def again(self, spec):
+        """Return why a kept container serves again."""
+        return spec["pinned"]["why"] if spec["pinned"] else "it fits again"
+
+    def lost(self, replica):
+        """Note that the container which shall serve again is not there, or not fit to."""
+        spec = replica.spec
+        kept = [c for c in (replica.old, *replica.parked, *replica.surplus) if c]
+        names = ", ".join(sorted(map(self.name, kept))) or "none"
+        self.conflicts.append(
+            f"Replica {spec['replica']} of {spec['service']} cannot go back "
+            f"({spec['pinned']['why']}): its container is no longer fit on this host; "
+            f"there are: {names}"
+        )
 
     def mend(self, spec, target, policy):
         """Put back what `docker update` and `docker pause` have changed."""
@@ -329,6 +349,7 @@ class _Planner:
             llm_world.GENERATION: str(generation),
             llm_world.SPEC: llm_spec.digest(parts),
             llm_world.PARTS: llm_spec.canonical(parts),
+            llm_world.ROLLOUT: llm_spec.canonical({k: spec[k] for k in llm_spec.REMEMBERED}),
         }
         folders = llm_spec.folders(spec, new["name"])
         create = _step(
@@ -414,17 +435,32 @@ class _Planner:
         return [*before, *stop, _step("remove", found.id, folders=folders)]
 
     def reduce(self, ours, wanted, serving):
-        """Remove the replicas that nobody wants any more."""
+        """
+        Take away the replicas that nobody wants any more. Of a service that is wanted, they are
+        parked as those are that were replaced.
+        """
         spec = next(iter(wanted.values()), None)
         why = [f"only {len(wanted)} wanted" if wanted else "it is not wanted"]
-        for found in ours:
-            if found.replica in wanted:
-                continue
-            before = []
-            if spec and spec["routed"] and found.live:
-                drain = _step("drain", found.id, seconds=spec["drain_timeout"])
-                before = [*self.route(spec, serving), drain]
-            self.add("remove", found, why, self.removed(found, before))
+        keep = spec["keep"] if spec else 0
+        for replica in sorted({found.replica for found in ours} - wanted.keys()):
+            for place, found in enumerate(_latest(c for c in ours if c.replica == replica)):
+                before = []
+                if spec and spec["routed"] and found.live:
+                    drain = _step("drain", found.id, seconds=spec["drain_timeout"])
+                    before = [*self.route(spec, serving), drain]
+                if place >= keep or found.state not in (*llm_world.LIVE, "exited"):
+                    self.add("remove", found, why, self.removed(found, before))
+                elif not found.parked:
+                    self.add("park", found, why, [*before, *_parking(found.id, spec)])
+
+
+def _latest(containers):
+    """Return ``containers``, those that run first, then the last to have run."""
+
+    def age(found):
+        return (found.live, "" if found.live else found.finished_at, found.generation)
+
+    return sorted(containers, key=age, reverse=True)
 
 
 def _step(do, container, undo=(), **more):

@@ -40,7 +40,8 @@ def problems(pillar, host=None, secrets=True):
     services = _services(pillar, found)
     names = [name for name in _mapping(pillar, "services") if isinstance(name, str)]
     site = good.get("site")
-    for rule in (_names, _ports, _users, _images, _timing, _volumes, _health, _environment):
+    rules = (_names, _ports, _users, _images, _timing, _volumes, _generations, _health)
+    for rule in (*rules, _environment):
         found.extend(rule(services))
     found.extend(_needs(services, names))
     found.extend(_requests(good))
@@ -152,6 +153,15 @@ def _volumes(services):
                 r"/(etc/llm|etc/llm-live|etc/llm-tls|etc/llm-endpoints|run/llm)(/|$)", target
             ):
                 yield Problem(path, f"{target} is mounted by the platform", "another path")
+
+
+def _generations(services):
+    """Yield what needs more addresses than a service has: kept containers keep theirs."""
+    for name, service in services.items():
+        replicas, most = service["replicas"], BLOCK - 1  # one for the next that comes
+        if service["network"] == "platform" and replicas * (1 + service["keep"]) > most:
+            expected = f"at most {most // replicas - 1} with {replicas} replicas"
+            yield Problem(("services", name, "keep"), described(service["keep"]), expected)
 
 
 def _health(services):

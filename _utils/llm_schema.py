@@ -210,6 +210,7 @@ class Defaults(Closed):
     min_healthy: Duration
     healthy_deadline: PositiveDuration
     progress_deadline: PositiveDuration
+    keep: Annotated[int, Field(ge=1, le=14)]
     log: Log
 
 

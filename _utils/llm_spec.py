@@ -48,8 +48,11 @@ ROLLOUT = {
     "strategy": "start-first",
     "drain_timeout": 5,
     "routed": False,
+    "keep": 1,  # of those that were replaced, how many are kept for going back
     "edited": [],  # files that somebody changed on the host, until they are written anew
+    "pinned": None,  # {"digest": of a kept container, "why": ...}: that one serves, not this spec
 }
+REMEMBERED = ("health", "strategy", "drain_timeout", "routed")  # what a container keeps of these
 HEALTH = {"check": None, "min_healthy": 2, "healthy_deadline": 60}
 DEFAULTS = {"service": None, "replica": 1, **CONTAINER, **ROLLOUT}
 
@@ -124,6 +127,10 @@ def _log(value):
     return {"max_size": _size(log["max_size"]), "max_files": _whole(log["max_files"], 1)}
 
 
+def _pinned(value):
+    return value and _mapping(_known(value, {"digest": None, "why": None}))
+
+
 def _health(value):
     health = _known(value, HEALTH)
     seconds = {key: llm_catalogue.duration(health[key]) for key in HEALTH if key != "check"}
@@ -162,7 +169,9 @@ _FIELDS = {
     ),
     "drain_timeout": (llm_catalogue.duration, "a time such as 5s"),
     "routed": (_truth, "true or false"),
+    "keep": (lambda value: _whole(value, 1), "a number from 1 on"),
     "edited": (_texts, "a list of files"),
+    "pinned": (_pinned, "{digest: of a kept container, why: in words}"),
 }
 
 
@@ -194,6 +203,30 @@ def parts(spec, image_id):
     image's reference stands for.
     """
     return {key: spec[key] for key in CONTAINER} | {"image_id": image_id}
+
+
+def wish(spec):
+    """
+    Return the hash of what a completed ``spec`` asks for, whatever its image stands for.
+    """
+    return digest(parts(spec, None))
+
+
+def pinned(spec, kept):
+    """
+    Return ``spec`` as the container ``kept`` was made and took its place: that is how it is mended,
+    asked and switched to when it serves again.
+
+    kept
+        A `llm_world.Container`.
+    """
+    made = {key: kept.parts[key] for key in CONTAINER if key in kept.parts}
+    back = spec | made | kept.rollout | {"edited": []}
+    check = back["health"]["check"] or {}
+    if "redis" in check and made.get("secrets") != spec["secrets"]:
+        # Its password is not today's; that it listens is what can be asked.
+        back["health"] = back["health"] | {"check": {"container": "running"}}
+    return back
 
 
 def digest(found):

@@ -12,6 +12,7 @@ REPLICA = "llm.replica"
 GENERATION = "llm.generation"
 SPEC = "llm.spec"
 PARTS = "llm.parts"
+ROLLOUT = "llm.rollout"
 
 LIVE = ("running", "restarting", "paused")
 
@@ -38,6 +39,7 @@ class Container:
     started_at: str = ""
     finished_at: str = ""
     restarts: int = 0
+    rollout: dict = field(default_factory=dict)  # how it took its place
     edited: list = field(default_factory=list)  # files that changed since it read them
 
     @property
@@ -103,6 +105,7 @@ def container(inspected):
         started_at=state["StartedAt"],
         finished_at=state["FinishedAt"],
         restarts=inspected["RestartCount"],
+        rollout=json.loads(labels.get(ROLLOUT, "{}")),
     )
 
 

@@ -33,6 +33,7 @@ llm:
     min_healthy: 2s           # healthy without a flip for so long counts as healthy
     healthy_deadline: 60s     # one container must be healthy within
     progress_deadline: 180s   # the whole service must be healthy within
+    keep: 2                   # replaced containers that are kept, stopped, for going back
     log: {max_size: 10m, max_files: 3}
 
   services:

@@ -227,8 +227,13 @@ def test_execute_takes_back_what_it_can(host):
 
 def test_plan_removes_surplus_replicas(host):
     host.apply(HEAD, HEAD | {"replica": 2})
-    assert host.apply(HEAD)["changes"] == {"llm-head-2-g1": ["remove: only 1 wanted"]}
-    assert host.state() == {"llm-head-1-g1": "running"}
+    assert host.apply(HEAD)["changes"] == {"llm-head-2-g1": ["park: only 1 wanted"]}
+    assert host.state() == {"llm-head-1-g1": "running", "llm-head-2-g1": "exited"}
+    assert host.plan(HEAD)["operations"] == []
+    both = (HEAD, HEAD | {"replica": 2})
+    assert host.apply(*both)["changes"] == {
+        "llm-head-2-g1": ["start: it had stopped (exit code 143)"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -441,6 +446,80 @@ def test_logs_hide_secrets_and_choose_errors(host):
     assert llm_container_module.logs("head", errors=True) == {
         "llm-head-1-g1": ["an error: [redacted]"]
     }
+
+
+def pinned(host, name, why="release 2 was taken back"):
+    """What a spec says for the container ``name`` to serve in place of it."""
+    found = {each["name"]: each for each in llm_container_module.list_(parked=True)}
+    return {"pinned": {"digest": found[name]["spec"], "why": why}}
+
+
+def test_plan_of_a_pinned_spec_goes_back_to_the_kept_container(host):
+    host.apply(HEAD | {"memory": "1g"})
+    host.apply(HEAD | {"memory": "2g", "image": "llm/head:2"})
+    back = HEAD | {"memory": "2g", "image": "llm/head:2"} | pinned(host, "llm-head-1-g1")
+    host.engine.calls.clear()
+    assert host.apply(back)["changes"] == {
+        "llm-head-1-g1": [
+            "replace: llm-head-1-g2: release 2 was taken back, image llm/head:2 → llm/head:1, "
+            "memory 2g → 1g"
+        ]
+    }
+    assert ("start", "llm-head-1-g1") in host.engine.calls
+    assert not [call for call in host.engine.calls if call[0] == "create"]
+    assert host.state() == {"llm-head-1-g1": "running", "llm-head-1-g2": "exited"}
+    assert host.plan(back)["operations"] == []
+
+
+def test_plan_of_a_pinned_spec_mends_it_as_it_was_made(host):
+    host.apply(HEAD | {"memory": "1g"})
+    host.engine.update("llm-head-1-g1", {"Memory": 64 * 1024**2})
+    kept = HEAD | {"memory": "2g"} | pinned(host, "llm-head-1-g1")
+    assert host.plan(kept)["changes"] == {"llm-head-1-g1": ["update: memory 64m → 1g"]}
+
+
+def test_plan_of_a_pinned_spec_asks_as_it_was_asked_then(host):
+    host.apply(HEAD | {"health": {"check": {"http": "/old"}}})
+    host.apply(HEAD | {"memory": "1g", "health": {"check": {"http": "/new"}}})
+    host.waited.clear()
+    new = HEAD | {"memory": "1g", "health": {"check": {"http": "/new"}}}
+    host.apply(new | pinned(host, "llm-head-1-g1"))
+    assert [check for check, _, _ in host.waited] == [{"http": "/old"}]
+
+
+def test_plan_of_a_pinned_spec_does_not_ask_with_a_password_of_today(host):
+    cache = HEAD | {"health": {"check": {"redis": "cache.password"}}}
+    host.apply(cache | {"secrets": {"cache.password": "a"}})
+    host.apply(cache | {"secrets": {"cache.password": "b"}})
+    host.waited.clear()
+    host.apply(cache | {"secrets": {"cache.password": "b"}} | pinned(host, "llm-head-1-g1"))
+    assert [check for check, _, _ in host.waited] == [{"container": "running"}]
+
+
+@pytest.mark.parametrize("end", [lambda engine: engine.remove("llm-head-1-g1"), "network"])
+def test_plan_of_a_pinned_spec_whose_container_is_not_fit(host, end):
+    host.apply(HEAD)
+    host.apply(HEAD | {"memory": "1g"})
+    back = HEAD | {"memory": "1g"} | pinned(host, "llm-head-1-g1")
+    if end == "network":
+        host.engine.named("llm-head-1-g1")["Networks"].clear()
+    else:
+        end(host.engine)
+    plan = host.plan(back)
+    assert plan["operations"] == []
+    (conflict,) = plan["conflicts"]
+    assert conflict.startswith("Replica 1 of head cannot go back (release 2 was taken back): ")
+    assert "llm-head-1-g2" in conflict
+
+
+def test_plan_keeps_as_many_as_it_is_told(host):
+    for size in range(1, 6):
+        host.apply(HEAD | {"memory": f"{size}g", "keep": 3})
+    kept = [f"llm-head-1-g{number}" for number in range(2, 6)]
+    assert sorted(host.state()) == kept
+    assert host.plan(HEAD | {"memory": "5g", "keep": 3})["operations"] == []
+    host.apply(HEAD | {"memory": "5g", "keep": 1})
+    assert sorted(host.state()) == kept[2:]
 
 
 # What may happen to a host between two runs, by hand or by accident.

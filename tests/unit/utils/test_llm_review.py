@@ -352,6 +352,12 @@ MISTAKES = {
         "healthy_deadline: 1s",
         "healthy_deadline: found .*; expected more than min_healthy",
     ),
+    "more kept than there are addresses": (
+        SERVICES,
+        "replicas: 1 ",
+        "replicas: 6 ",
+        "keep: found 2; expected at most 1 with 6 replicas",
+    ),
     "a progress deadline before the other": (
         SERVICES,
         "progress_deadline: 180s",

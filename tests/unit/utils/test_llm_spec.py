@@ -105,7 +105,9 @@ def test_digest_does_not_depend_on_how_it_is_rolled_out(key):
         "strategy": "stop-first",
         "drain_timeout": 1,
         "routed": True,
+        "keep": 3,
         "edited": ["config.yaml"],
+        "pinned": {"digest": "v1:0", "why": "so it is"},
         "replica": 2,
     }
     assert llm_spec.digest(parts(**{key: other[key]})) == llm_spec.digest(parts())

@@ -1,0 +1,324 @@
+"""
+What this host knows of deploys: which one it is in, what served before it, and what was taken back.
+
+A deploy has a number, the one of its release. A host takes part in the deploy that has begun on
+it last and in no other: what an older one left behind, such as a job that wakes up late, changes
+nothing.
+"""
+
+import datetime
+import json
+import pathlib
+import time
+
+import llm_catalogue
+import llm_snapshot
+import llm_spec
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "llm_deploy"
+
+RUNNING = "running"
+PATIENCE = 120  # seconds that another state run may still take
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def _root():
+    return pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"])
+
+
+def current():
+    """
+    Return what this host knows of the last deploy that has begun on it, or ``None``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.current
+
+    Returns ``{"number": int, "state": "running" or how it ended, "since": ISO 8601, "before":
+    {service: {replica: {"container", "digest", "image", "parts"}}}}``.
+    """
+    return _read("deploy.json")
+
+
+def fence(number):
+    """
+    Return why a state run of deploy ``number`` must change nothing here, or ``None``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.fence 12
+    """
+    record = current()
+    if not record or record["number"] < number:
+        return None
+    if record["number"] > number:
+        return f"deploy {record['number']} has begun here since: deploy {number} changes nothing"
+    if record["state"] != RUNNING:
+        return f"deploy {number} has ended ({record['state']}): it changes nothing any more"
+    return None
+
+
+def begin(number):
+    """
+    Take part in deploy ``number``: remember what serves now, to be able to go back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.begin 12
+
+    Raises ``CommandExecutionError`` when a later deploy has begun here.
+    """
+    if why := fence(number):
+        raise CommandExecutionError(why)
+    llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
+    _write("deploy.json", {
+        "number": number,
+        "state": RUNNING,
+        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "before": _serving(),
+    })  # fmt: skip
+    (_root() / "refused.json").unlink(missing_ok=True)
+
+
+def end(number, state):
+    """
+    Deploy ``number`` is over.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.end 12 done
+
+    state
+        How it ended.
+
+    Returns ``{"changes": {what: [cause]}, "services": {service: {replica: {"container",
+    "digest", "image"}}}}``: what it did here, and what serves now.
+    """
+    record = _of(number)
+    after = _serving()
+    _write("deploy.json", record | {"state": state})
+    changes = _changes(record["before"], after)
+    files = llm_snapshot.differences(_root() / "services", _snapshot(number, "before"))
+    changes |= {f"files of {service}": names for service, names in files.items()}
+    if changes:
+        llm_snapshot.take(_root() / "services", _snapshot(number, "after"))
+    else:
+        llm_snapshot.remove(_snapshot(number))
+    shown = ("container", "digest", "image")
+    return {
+        "changes": changes,
+        "services": {
+            service: {replica: {key: one[key] for key in shown} for replica, one in found.items()}
+            for service, found in after.items()
+        },
+    }
+
+
+def take_back(number, services):
+    """
+    Bring back what served of ``services`` before deploy ``number``, in the order given: their
+    containers by a start, with their configuration and secrets, and their live files. Waits for
+    other state runs on this host to end; those of the deploy that come later change nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.take_back 12 '[tail, head]'
+
+    number
+        The deploy.
+    services
+        Names of services of this host.
+
+    Returns ``{"begun": whether the deploy has begun here, "changes": {container: [cause]},
+    "errors": [sentence]}``. That it was taken back is remembered: no other way of applying brings
+    the same again, until the pillar says something else or the next deploy tries.
+    """
+    record = current()
+    if not record or record["number"] != number:
+        return {"begun": False, "changes": {}, "errors": []}
+    _write("deploy.json", record | {"state": "going back"})
+    _wait_for_other_runs()
+    wanted = {name: record["before"].get(name, {}) for name in services}
+    why = f"release {number} was taken back"
+    return {"begun": True} | _go(wanted, _snapshot(number, "before"), number, why)
+
+
+def go_to(number, release, wanted):
+    """
+    Let what served at the end of ``release`` serve again, in the course of deploy ``number``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.go_to 14 12 '{head: {"1": {digest: "v1:..."}}}'
+
+    number
+        The deploy.
+    release
+        The release to go to.
+    wanted
+        Services in the order in which they go, and of each the replicas with the digest of their
+        container's spec.
+
+    Returns ``{"changes": {container: [cause]}, "errors": [sentence]}``.
+    """
+    if why := fence(number):
+        raise CommandExecutionError(why)
+    return _go(wanted, _snapshot(release, "after"), number, f"release {release} comes back")
+
+
+def refused(service):
+    """
+    Return what of ``service`` was taken back and must not come again unasked, or ``None``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.refused head
+
+    Returns ``{"why": str, "wishes": {replica: hash}, "digests": {replica: digest or None},
+    "files": {file: fingerprint}}``: where the pillar still asks for one of the wishes, the
+    container with that digest stays, or none.
+    """
+    return (_read("refused.json") or {}).get(service)
+
+
+def _go(wanted, snapshot, number, why):
+    """Let the containers of ``wanted`` serve, with the live files of ``snapshot``."""
+    changes, errors = {}, []
+    for service, replicas in wanted.items():
+        if not replicas:
+            errors.append(f"{service}: nothing of it served before, so there is no way back")
+            continue
+        try:
+            fingerprints = __salt__["llm_files.fingerprints"](service)
+            restored = llm_snapshot.restore(snapshot, _root() / "services", service)
+            specs, wishes = _pinned(service, replicas, why)
+            plan = __salt__["llm_container.plan"](specs)
+            if plan["operations"] or restored:
+                _refuse(service, why, wishes, replicas, fingerprints if restored else {})
+            if found := plan["conflicts"] + plan["missing"]:
+                errors += found
+                continue
+            done = __salt__["llm_container.execute"](plan)
+        except CommandExecutionError as err:
+            errors.append(f"{service}: {err}")
+            continue
+        changes |= done["changes"] | ({f"files of {service}": restored} if restored else {})
+        errors += done["errors"]
+    return {"changes": changes, "errors": errors}
+
+
+def _pinned(service, replicas, why):
+    """Return specs that name the containers of ``replicas``, and what the pillar asks for."""
+    asked = {str(spec["replica"]): spec for spec in __salt__["llm_service.specs"](service)}
+    wishes = {replica: llm_spec.wish(llm_spec.completed(spec)) for replica, spec in asked.items()}
+    any_of_them = next(iter(asked.values()))
+    specs = []
+    for replica, kept in replicas.items():
+        pinned = {"digest": kept["digest"], "why": why}
+        spec = asked.get(replica, any_of_them)
+        specs.append(spec | {"replica": int(replica), "pinned": pinned})
+    return specs, wishes
+
+
+def _refuse(service, why, wishes, replicas, fingerprints):
+    """Remember what must not come again of itself."""
+    found = _read("refused.json") or {}
+    digests = {
+        replica: replicas[replica]["digest"] if replica in replicas else None for replica in wishes
+    }
+    found[service] = {"why": why, "wishes": wishes, "digests": digests, "files": fingerprints}
+    _write("refused.json", found)
+
+
+def _serving():
+    """Return the newest container that runs of each replica, ``{service: {replica: {...}}}``."""
+    found = {}
+    try:
+        listed = __salt__["llm_container.list"](parts=True)
+    except CommandExecutionError:  # no engine yet
+        return found
+    for each in listed:  # the newest generation comes last
+        if each["state"] in ("running", "restarting", "paused"):
+            found.setdefault(each["service"], {})[str(each["replica"])] = {
+                "container": each["name"],
+                "digest": each["spec"],
+                "image": each["image"],
+                "parts": each["parts"],
+            }
+    return found
+
+
+def _changes(before, after):
+    """Return what became of the containers, ``{container: [cause]}``."""
+    found = {}
+    for service in sorted(before.keys() | after.keys()):
+        old, new = before.get(service, {}), after.get(service, {})
+        for replica in sorted(old.keys() | new.keys()):
+            was, now = old.get(replica), new.get(replica)
+            if not now:
+                found[was["container"]] = ["stopped"]
+            elif not was:
+                found[now["container"]] = ["started: there was none"]
+            elif was["container"] != now["container"]:
+                causes = llm_spec.causes(was["parts"], now["parts"])
+                found[now["container"]] = causes or [f"in place of {was['container']}"]
+    return found
+
+
+def _wait_for_other_runs():
+    """Return once no other state run is under way here; end those that take too long."""
+    deadline = time.monotonic() + PATIENCE
+    while runs := __salt__["saltutil.is_running"]("state.*"):
+        if time.monotonic() > deadline:
+            for run in runs:
+                __salt__["saltutil.kill_job"](run["jid"])
+            return
+        time.sleep(0.5)
+
+
+def _of(number):
+    record = current()
+    if not record or record["number"] != number:
+        raise CommandExecutionError(f"deploy {number} is not the one that has begun here last")
+    return record
+
+
+def _snapshot(number, *when):
+    return _root().joinpath("deploys", str(number), *when)
+
+
+def _read(name):
+    path = _root() / name
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as err:
+        raise CommandExecutionError(f"{path}: {err}") from None
+
+
+def _write(name, data):
+    path = _root() / name
+    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    new = path.with_name(f".{name}.new")
+    new.touch(mode=0o600)
+    new.write_text(json.dumps(data, indent=1) + "\n")
+    new.replace(path)
