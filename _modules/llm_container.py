@@ -45,7 +45,7 @@ def _site():
     return (__pillar__.get("llm") or {}).get("site", {}).get("name", "llm")
 
 
-def list_(service=None, parked=False):
+def list_(service=None, parked=False, parts=False):
     """
     Return the platform's containers on this host.
 
@@ -59,6 +59,8 @@ def list_(service=None, parked=False):
         Only those of this service. Default: all.
     parked
         With those that were replaced and are kept for going back. Default: ``False``.
+    parts
+        With ``parts``, all that they were made of. Default: ``False``.
 
     Returns a list of mappings with ``name``, ``id``, ``service``, ``replica``, ``generation``,
     ``image``, ``image_id``, ``state``, ``address``, ``started_at``, ``restarts``, ``exit_code``,
@@ -67,12 +69,12 @@ def list_(service=None, parked=False):
     engine = _engine()
     listed, _ = _ours(engine.containers())
     wanted = [each for each in listed if service in (None, each["Labels"].get(llm_world.SERVICE))]
-    found = [_shown(each) for each in _inspected(engine, wanted)]
+    found = [_shown(each, parts) for each in _inspected(engine, wanted)]
     found.sort(key=lambda each: (each["service"], each["replica"], each["generation"]))
     return [each for each in found if parked or not each["parked"]]
 
 
-def _shown(found):
+def _shown(found, parts):
     network = found.networks.get(found.parts.get("network"), {})
     kept = ("name", "id", "service", "replica", "generation", "image_id", "state", "started_at")
     kept += ("restarts", "exit_code", "out_of_memory", "spec")
@@ -82,6 +84,7 @@ def _shown(found):
         "memory": found.host["Memory"],
         "cpus": found.host["NanoCpus"] / 1e9,
         "parked": found.parked,
+        **({"parts": found.parts} if parts else {}),
     }
 
 
@@ -181,8 +184,9 @@ def plan(specs):
         and defaults: ``_utils/llm_spec.py``.
 
     Returns ``{"operations": [...], "changes": {container: [sentence]}, "missing": [sentence],
-    "conflicts": [sentence]}`` for `execute`. ``missing`` is what an earlier state may still bring:
-    images, networks, folders to mount; ``conflicts`` is what a person has to remove.
+    "conflicts": [sentence], "notes": [sentence]}`` for `execute`. ``missing`` is what an earlier
+    state may still bring: images, networks, folders to mount; ``conflicts`` is what a person has to
+    remove.
 
     Raises ``SaltInvocationError`` with every mistake in ``specs``, and ``CommandExecutionError``
     when the engine does not answer.
@@ -300,6 +304,8 @@ def execute(plan):
     Returns ``{"changes": {container: [sentence]}, "errors": [sentence]}``: what was done, what
     went wrong.
     """
+    for operation in plan["operations"]:
+        __salt__["llm_deploy.tell"](f"{operation['container']}: {operation['sentence']}")
     try:
         return llm_execution.Execution(_engine(), _wait, _route).carry_out(plan["operations"])
     finally:

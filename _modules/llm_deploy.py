@@ -11,14 +11,13 @@ import json
 import pathlib
 import time
 
-import llm_catalogue
+import llm_release
 import llm_snapshot
 import llm_spec
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_deploy"
 
-RUNNING = "running"
 PATIENCE = 120  # seconds that another state run may still take
 
 
@@ -61,7 +60,7 @@ def fence(number):
         return None
     if record["number"] > number:
         return f"deploy {record['number']} has begun here since: deploy {number} changes nothing"
-    if record["state"] != RUNNING:
+    if record["state"] != llm_release.RUNNING:
         return f"deploy {number} has ended ({record['state']}): it changes nothing any more"
     return None
 
@@ -76,18 +75,24 @@ def begin(number):
 
         salt '*' llm_deploy.begin 12
 
-    Raises ``CommandExecutionError`` when a later deploy has begun here.
+    Returns this host's clock, in seconds since 1970.
+
+    Raises ``CommandExecutionError`` when a later deploy has begun here, or another state run does
+    not come to its end.
     """
     if why := fence(number):
         raise CommandExecutionError(why)
+    if runs := _wait_for_other_runs():
+        named = ", ".join(f"{run['fun']} (job {run['jid']})" for run in runs)
+        raise CommandExecutionError(f"still at work here: {named}; wait, or saltutil.kill_job")
     llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
     _write("deploy.json", {
         "number": number,
-        "state": RUNNING,
+        "state": llm_release.RUNNING,
         "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "before": _serving(),
     })  # fmt: skip
-    (_root() / "refused.json").unlink(missing_ok=True)
+    return time.time()
 
 
 def end(number, state):
@@ -109,6 +114,8 @@ def end(number, state):
     record = _of(number)
     after = _serving()
     _write("deploy.json", record | {"state": state})
+    if state == llm_release.DONE:
+        (_root() / "refused.json").unlink(missing_ok=True)
     changes = _changes(record["before"], after)
     files = llm_snapshot.differences(_root() / "services", _snapshot(number, "before"))
     changes |= {f"files of {service}": names for service, names in files.items()}
@@ -151,7 +158,8 @@ def take_back(number, services):
     if not record or record["number"] != number:
         return {"begun": False, "changes": {}, "errors": []}
     _write("deploy.json", record | {"state": "going back"})
-    _wait_for_other_runs()
+    for run in _wait_for_other_runs():
+        __salt__["saltutil.kill_job"](run["jid"])
     wanted = {name: record["before"].get(name, {}) for name in services}
     why = f"release {number} was taken back"
     return {"begun": True} | _go(wanted, _snapshot(number, "before"), number, why)
@@ -182,6 +190,23 @@ def go_to(number, release, wanted):
     return _go(wanted, _snapshot(release, "after"), number, f"release {release} comes back")
 
 
+def tell(text):
+    """
+    Tell whoever watches the deploy under way what this host is at. Nothing else hangs on it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.tell 'head starts'
+
+    text
+        For people, without secrets.
+    """
+    if __pillar__.get("llm_deploy") and __opts__.get("file_client") == "remote":
+        __salt__["event.fire_master"]({"text": text}, f"llm/progress/{__opts__['id']}")
+
+
 def refused(service):
     """
     Return what of ``service`` was taken back and must not come again unasked, or ``None``.
@@ -194,9 +219,10 @@ def refused(service):
 
     Returns ``{"why": str, "wishes": {replica: hash}, "digests": {replica: digest or None},
     "files": {file: fingerprint}}``: where the pillar still asks for one of the wishes, the
-    container with that digest stays, or none.
+    container with that digest stays, or none. A deploy that is under way tries all anew.
     """
-    return (_read("refused.json") or {}).get(service)
+    found = (_read("refused.json") or {}).get(service)
+    return found if found and (current() or {}).get("state") != llm_release.RUNNING else None
 
 
 def _go(wanted, snapshot, number, why):
@@ -212,7 +238,8 @@ def _go(wanted, snapshot, number, why):
             specs, wishes = _pinned(service, replicas, why)
             plan = __salt__["llm_container.plan"](specs)
             if plan["operations"] or restored:
-                _refuse(service, why, wishes, replicas, fingerprints if restored else {})
+                files = {file: fingerprints[file] for file in restored if file in fingerprints}
+                _refuse(service, why, wishes, replicas, files)
             if found := plan["conflicts"] + plan["missing"]:
                 errors += found
                 continue
@@ -220,7 +247,8 @@ def _go(wanted, snapshot, number, why):
         except CommandExecutionError as err:
             errors.append(f"{service}: {err}")
             continue
-        changes |= done["changes"] | ({f"files of {service}": restored} if restored else {})
+        words = [f"{file} as before" for file in restored]
+        changes |= done["changes"] | ({f"files of {service}": words} if words else {})
         errors += done["errors"]
     return {"changes": changes, "errors": errors}
 
@@ -284,14 +312,13 @@ def _changes(before, after):
 
 
 def _wait_for_other_runs():
-    """Return once no other state run is under way here; end those that take too long."""
+    """Return the state runs that are under way here, after they had time to come to their end."""
     deadline = time.monotonic() + PATIENCE
     while runs := __salt__["saltutil.is_running"]("state.*"):
         if time.monotonic() > deadline:
-            for run in runs:
-                __salt__["saltutil.kill_job"](run["jid"])
-            return
+            break
         time.sleep(0.5)
+    return runs
 
 
 def _of(number):

@@ -165,6 +165,22 @@ def digests(name):
     }
 
 
+def fingerprints(name):
+    """
+    Return what tells the live files of service ``name``, as they should be, from others.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.fingerprints tail
+
+    Returns ``{file: fingerprint}``, keyed, so that they may be shown.
+    """
+    files = _rendered(name)["live_files"]
+    return {file: _fingerprint(file, text) for file, text in files.items()}
+
+
 def _folders(name):
     """Return where each kind of file of service ``name`` lies."""
     return {
@@ -186,9 +202,12 @@ def pending(name):
     Returns ``{file: "create" | "change"}``.
     """
     found = _rendered(name)
+    refused = (__salt__["llm_deploy.refused"](name) or {}).get("files", {})
     changes = {}
     for kind, place in _folders(name).items():
         for file, text in found[kind].items():
+            if kind == "live_files" and refused.get(file) == _fingerprint(file, text):
+                continue  # it was taken back
             path = place / file
             if not path.exists():
                 changes[file] = "create"

@@ -22,6 +22,7 @@ __virtualname__ = "llm_health"
 
 HIDDEN = "[redacted]"
 LIVE = "/etc/llm-live"  # where a container has the files that it reads again when they change
+TOLD = 2  # seconds between two words of what is waited for
 LONGEST = 400  # characters of an answer or a log line that are shown
 
 
@@ -167,6 +168,7 @@ class _Watch:
         self.since = None  # when it began to be well
         self.found = None  # what the engine said of the container last
         self.completed = None  # the check with the address of that
+        self.told = time.monotonic()
 
     def look(self):
         """Ask once; return whether it is well and has been for long enough."""
@@ -203,6 +205,14 @@ class _Watch:
         if LIVE not in places:
             return []
         return __salt__["llm_mesh.refused"](self.completed["socket"], places[LIVE])
+
+    def tell(self, end):
+        """Tell who watches a deploy what is waited for, not too often."""
+        now = time.monotonic()
+        if now - self.told > TOLD:
+            self.told = now
+            left = f"waits {max(0, end - now):.0f} s more at most"
+            __salt__["llm_deploy.tell"](f"{self.container or self.check}: {left}: {self.answer}")
 
     def failure(self, why):
         """Return all that is known, in words, without secrets."""
@@ -257,6 +267,7 @@ def _wait(watch, deadline, end, abandoned):
     backoff = tenacity.wait_random_exponential(multiplier=0.1, max=1.5, min=0.05)
 
     def pause(state):
+        watch.tell(end)
         steady = max(0.05, min(watch.min_healthy / 5, 1))
         wanted = backoff(state) if watch.since is None else steady
         return max(0.01, min(wanted, end - time.monotonic()))

@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import time
 
 import llm_engine
 import psutil
@@ -29,7 +28,7 @@ def __virtual__():
     return __virtualname__
 
 
-def check(master_time=None, engine_expected=True):
+def check(engine_expected=True):
     """
     Return what this host lacks, one line for each: what was found, what is needed, what to do.
 
@@ -39,9 +38,6 @@ def check(master_time=None, engine_expected=True):
 
         salt '*' llm_preflight.check
 
-    master_time
-        The master's clock in seconds since 1970, to compare this host's with. Default: not
-        compared.
     engine_expected
         Whether the engine must answer already. Default: ``True``.
     """
@@ -54,7 +50,6 @@ def check(master_time=None, engine_expected=True):
     problems += _disk(platform, services, engine)
     problems += _ports(platform, services, containers)
     problems += _devices(services, engine)
-    problems += _clock(platform, master_time)
     problems += _queues()
     return [
         f"{platform['host']}: {what}: found {found}, needed {needed}; {remedy}"
@@ -242,16 +237,6 @@ def _devices(services, engine):
         needed = f"one for {' and '.join(wanted)}"
         problems.append(("GPU", "no runtime for containers", needed, install))
     return problems
-
-
-def _clock(platform, master_time):
-    if master_time is None:
-        return []
-    ahead, skew = time.time() - float(master_time), platform["preflight"]["clock_skew"]
-    if abs(ahead) <= skew:
-        return []
-    found = f"it {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the master's"
-    return [("clock", found, f"at most {skew:g} s", "set the clock (chrony, systemd-timesyncd)")]
 
 
 def _queues():

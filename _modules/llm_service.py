@@ -4,6 +4,8 @@ The containers that the catalogue wants on this host.
 
 import pathlib
 
+import llm_spec
+
 __virtualname__ = "llm_service"
 
 
@@ -48,7 +50,19 @@ def specs(name):
     digests = __salt__["llm_files.digests"](name)
     spec |= {"files": digests["files"], "secrets": digests["secrets"]}
     spec["edited"] = sorted(__salt__["llm_files.pending"](name).keys() & digests["files"].keys())
-    return [spec | {"replica": replica} for replica in range(1, service["replicas"] + 1)]
+    specs = [spec | {"replica": replica} for replica in range(1, service["replicas"] + 1)]
+    refused = __salt__["llm_deploy.refused"](name)
+    return list(_allowed(specs, refused)) if refused else specs
+
+
+def _allowed(specs, refused):
+    """Yield ``specs``; where one was taken back, the container that serves in its place."""
+    for spec in specs:
+        replica = str(spec["replica"])
+        if llm_spec.wish(llm_spec.completed(spec)) != refused["wishes"].get(replica):
+            yield spec
+        elif digest := refused["digests"][replica]:
+            yield spec | {"pinned": {"digest": digest, "why": refused["why"]}}
 
 
 def status():

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import getpass
 import os
+import signal
 import sys
 import time
 
@@ -16,7 +17,11 @@ import time
 import llm_catalogue
 import llm_completion
 import llm_keyring
+import llm_lock
+import llm_outcome
 import llm_problem
+import llm_progress
+import llm_release
 import llm_report
 import llm_review
 import llm_secret
@@ -33,6 +38,16 @@ def __virtual__():
 
 
 SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+LOCKED = 3
+ENDS = {  # of a release, and what the exit code says of it
+    llm_release.DONE: 0,
+    llm_release.REFUSED: 1,
+    llm_release.TAKEN_BACK: 4,
+    llm_release.NOT_TAKEN_BACK: 5,
+    llm_release.INTERRUPTED: 6,
+    llm_release.RUNNING: 6,
+    llm_release.UNKNOWN: 6,
+}
 MISTAKES = (
     CommandExecutionError,
     SaltInvocationError,
@@ -226,6 +241,209 @@ def verify(model=None, client="default"):
     model = model or next(iter(site["models"]))
     found = llm_completion.verify(**_settings(client), model=model, server_name=site["public_name"])
     return _answer(found, llm_report.completion(found))
+
+
+@_told
+def deploy(wait=0, test=False):
+    """
+    Deploy what the pillar says, and tell all the time what happens: ``salt-run state.orchestrate
+    orch.deploy`` with its progress, with a paragraph at its end and an exit code for each end.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.deploy
+        salt-run llm.deploy wait=300
+        salt-run llm.deploy test=True
+
+    wait
+        Seconds to wait for somebody else's deploy to end. Default: 0, it is refused.
+    test
+        Only say what would be done. Default: ``False``.
+
+    Ctrl-C: what is in flight comes to its end, then all goes back that was switched.
+
+    Exit code: 0 done, 1 refused before anything was changed, 3 locked, 4 failed and taken back, 5
+    failed and not taken back, 6 unknown. JSON: the record of the release as `release` returns it,
+    ``null`` where nothing was changed.
+    """
+    return _release("orch.deploy", wait, test)
+
+
+@_told
+def rollback(number=None, force=False, wait=0, test=False):
+    """
+    Let an earlier release serve again, or a later one: by a start of the containers that are kept,
+    with their configuration and secrets. Then a client's completion proves it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.rollback
+        salt-run llm.rollback 12
+
+    number
+        The release. Default: the last stable one before the current.
+    force
+        Also to one that was not stable. Default: ``False``.
+    wait, test
+        As of `deploy`.
+
+    What the pillar says, and was gone back from, does not come again of itself: edit the pillar, or
+    deploy. Exit code and JSON: as of `deploy`.
+    """
+    target = _releases().target(number, force)
+    return _release("orch.rollback", wait, test, llm_release=target["number"])
+
+
+@_told
+def releases(lines=20):
+    """
+    Show the last releases: when, who, which commit, how each ended.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.releases
+
+    lines
+        How many. Default: 20.
+
+    Exit code: 0. JSON: a list of records as `release` returns them, the last one first.
+    """
+    found = _releases().all()[::-1][:lines]
+    return _answer({"releases": found}, llm_report.releases(found))
+
+
+@_told
+def release(number):
+    """
+    Show one release in full: what it changed on which host and why, what served afterwards.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.release 12
+
+    number
+        The release.
+
+    Exit code: 0 shown, 1 there is none. JSON: ``{"number", "what", "who", "when", "commit",
+    "result", "stable", "why": [line], "seconds", "changes": {host: {what: [cause]}}, "hosts":
+    {host: {service: {replica: {"container", "digest", "image"}}}}}``.
+    """
+    found = _releases().read(number)
+    if not found:
+        raise SaltInvocationError(f"there is no release {number}; salt-run llm.releases lists them")
+    return _answer(found, llm_report.release(found))
+
+
+@_told
+def lock(reason):
+    """
+    Keep everybody from changing the platform by deploys and rollbacks, until `unlock`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.lock 'audit until noon'
+
+    reason
+        For those who meet the lock.
+
+    Exit code: 0 locked, 3 somebody else has it. JSON: ``{"holder": {...}}``.
+    """
+    try:
+        holder = _lock().take(str(reason), by_hand=True)
+    except llm_lock.Locked as err:
+        return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+    return _answer({"holder": holder}, f"Locked: {llm_lock.told(holder)}")
+
+
+@_told
+def unlock(force=False):
+    """
+    Free the lock that `lock` took. One of a deploy that has died is free already.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.unlock
+
+    force
+        Also that of a deploy which is still at work. Default: ``False``.
+
+    Exit code: 0 free, 1 a deploy is at work. JSON: ``{"freed": {...} or null}``.
+    """
+    holder = _lock().holder()
+    if holder and not holder["by_hand"] and not force:
+        raise SaltInvocationError(
+            f"a process is at work: {llm_lock.told(holder)}; end it, or force=True"
+        )
+    _lock().free()
+    text = f"Freed: {llm_lock.told(holder)}" if holder else "Nobody had it"
+    return _answer({"freed": holder}, text)
+
+
+def _release(orchestration, wait, test, **pillar):
+    """Make a release by an orchestration; return the answer of the command."""
+    try:
+        number = _free(wait).next()
+        outcome = _orchestrated(orchestration, number, test, pillar)
+    except llm_lock.Locked as err:
+        return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+    if test:
+        return _answer(outcome, llm_report.foreseen(outcome), retcode=outcome.get("retcode", 0))
+    record = _releases().read(number)
+    if record:
+        return _answer(record, llm_report.ended(record), retcode=ENDS[record["result"]])
+    failures = llm_outcome.failures(llm_outcome.found(outcome))
+    text = "\n".join(failures) or "Nothing to do: all is as declared"
+    return _answer({"error": text} if failures else {}, text, retcode=1 if failures else 0)
+
+
+def _free(wait):
+    """Return the lock once nobody has it; raise ``Locked`` after ``wait`` seconds."""
+    lock_, deadline = _lock(), time.monotonic() + wait
+    while holder := lock_.holder():
+        if time.monotonic() >= deadline:
+            raise llm_lock.Locked(holder)
+        print(f"waits for {llm_lock.told(holder)}", file=sys.stderr, flush=True)
+        time.sleep(min(2, wait))
+    return lock_
+
+
+def _orchestrated(orchestration, number, test, pillar):
+    """
+    Run an orchestration with its progress. When it is interrupted, what it has switched goes back.
+    """
+    orchestrate = functools.partial(__salt__["state.orchestrate"], test=test)
+    with llm_progress.Progress(__opts__, number) as progress:
+        try:
+            return orchestrate(orchestration, pillar=pillar)
+        except (KeyboardInterrupt, SystemExit):
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_IGN)
+            progress.say("interrupted: what is in flight ends, then all goes back")
+            return orchestrate("orch.recover", pillar={"llm_number": number})
+
+
+def _root():
+    return os.path.join(_pillar()["site"]["root"], "salt")
+
+
+def _lock():
+    return llm_lock.Lock(os.path.join(_root(), "lock.json"))
+
+
+def _releases():
+    return llm_release.Releases(os.path.join(_root(), "releases"))
 
 
 def _follow(hosts, service, arguments):

@@ -11,7 +11,8 @@ def __virtual__():
 
 def checked(name):
     """
-    Ensure that this minion's pillar describes a platform without mistakes. Changes nothing.
+    Ensure that this minion's pillar describes a platform without mistakes, and that the deploy
+    which applies it is not over. Changes nothing.
 
     .. code-block:: yaml
 
@@ -24,7 +25,11 @@ def checked(name):
     All mistakes stand in the comment, one line each; see ``llm_config.check``.
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": "The configuration is sound"}
-    if found := __salt__["llm_config.check"]():
+    deploy = __pillar__.get("llm_deploy")
+    found = __salt__["llm_config.check"]()
+    if not found and deploy and (late := __salt__["llm_deploy.fence"](deploy)):
+        found = [late]
+    if found:
         ret["result"] = False
         ret["comment"] = "\n".join(found)
     return ret

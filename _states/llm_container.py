@@ -97,6 +97,7 @@ def _applied(name, planner, wanted, comment, **arguments):
             ret["result"] = False
             ret["comment"] = "\n".join(plan["conflicts"])
             return ret
+        ret["comment"] = "\n".join([comment, *plan["notes"]])
         if not plan["operations"]:
             return ret
         if __opts__["test"]:

@@ -11,9 +11,9 @@ def __virtual__():
     return __virtualname__
 
 
-def ready(name, master_time=None, engine_expected=True):
+def ready(name, engine_expected=True):
     """
-    Ensure that this host has memory, CPU, disk, ports, devices, clock and engine for the services
+    Ensure that this host has memory, CPU, disk, ports, devices and an engine for the services
     that it carries. Changes nothing; the result is the same in test mode.
 
     .. code-block:: yaml
@@ -23,16 +23,12 @@ def ready(name, master_time=None, engine_expected=True):
 
     name
         A sentence.
-    master_time
-        The master's clock in seconds since 1970. Default: not compared.
     engine_expected
         Whether the engine must answer already, or may be installed later. Default: ``True``.
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": "Nothing is missing"}
     try:
-        problems = __salt__["llm_preflight.check"](
-            master_time=master_time, engine_expected=engine_expected
-        )
+        problems = __salt__["llm_preflight.check"](engine_expected=engine_expected)
     except CommandExecutionError as err:
         problems = [str(err)]
     if problems:

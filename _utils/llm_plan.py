@@ -37,9 +37,10 @@ def plan(specs, world):
     of their services.
 
     Returns ``{"operations": [...], "changes": {container: [sentence]}, "missing": [sentence],
-    "conflicts": [sentence]}``. Operations of one ``lane`` come one after another; lanes do not
-    wait for each other. ``missing`` is what must be there before the plan can be carried out,
-    ``conflicts`` what stands in its way and is not ours to remove.
+    "conflicts": [sentence], "notes": [sentence]}``. Operations of one ``lane`` come one after
+    another; lanes do not wait for each other. ``missing`` is what must be there before the plan can
+    be carried out, ``conflicts`` what stands in its way and is not ours to remove, ``notes`` what a
+    reader should know.
     """
     planner = _Planner(world)
     for service in dict.fromkeys(spec["service"] for spec in specs):
@@ -102,6 +103,7 @@ class _Planner:
         self.operations = []
         self.missing = []
         self.conflicts = []
+        self.notes = []
 
     def result(self):
         """Return the plan."""
@@ -113,6 +115,7 @@ class _Planner:
             "changes": changes,
             "missing": sorted(set(self.missing)),
             "conflicts": sorted(set(self.conflicts)),
+            "notes": self.notes,
         }
 
     def service(self, service, specs):
@@ -226,6 +229,9 @@ class _Planner:
             digest = spec["pinned"]["digest"]
             kept = next((c for c in live + stopped if c.spec == digest), None)
             spec = llm_spec.pinned(spec, kept) if kept else spec
+            if kept:
+                name, why = self.name(kept), spec["pinned"]["why"]
+                self.notes.append(f"{name} serves, not what the pillar says: {why}")
         fitting = [c for c in live + stopped if c.spec == digest and not self.spoilt(c, spec)]
         target = next(iter(fitting), None)
         olds = [c for c in live if c is not target]

@@ -83,6 +83,94 @@ def status(hosts):
     return table(None, columns, rows)
 
 
+RESULTS = {"done": "green", "refused": "yellow", "taken back": "yellow", "running": "cyan"}
+
+
+def releases(found):
+    """
+    Return the table of releases, as ``llm_release.Releases`` keeps them.
+    """
+    columns = [">Release", "What", "When", "Who", "Commit", ">Seconds", "Result", "Changed"]
+    rows = []
+    for each in found:
+        colour = RESULTS.get(each["result"], "red")
+        stable = ", stable" if each["stable"] else ""
+        changed = sorted({_service(what) for of in each["changes"].values() for what in of})
+        rows.append(
+            [
+                str(each["number"]),
+                each["what"],
+                each["when"][:19].replace("T", " "),
+                each["who"],
+                each["commit"] or "-",
+                str(each["seconds"] if each["seconds"] is not None else "-"),
+                f"[{colour}]{each['result']}{stable}[/]",
+                ", ".join(changed) or "-",
+            ]
+        )
+    return table(None, columns, rows) if rows else "There is no release yet"
+
+
+def _service(what):
+    """Return the service of ``llm-rate-limiter-1-g3`` or ``files of tail``."""
+    named = re.fullmatch(r"[^-]+-(.+)-\d+-g\d+", what)
+    return named[1] if named else what.removeprefix("files of ")
+
+
+def release(found):
+    """
+    Return one release in full.
+    """
+    lines = [ended(found), f"{found['when']}, by {found['who']}, commit {found['commit'] or '-'}"]
+    for host, changes in found["changes"].items():
+        lines += [f"{host}: {what}: {', '.join(causes)}" for what, causes in changes.items()]
+    rows = [
+        [host, service, replica, one["container"], one["image"]]
+        for host, services in found["hosts"].items()
+        for service, replicas in services.items()
+        for replica, one in replicas.items()
+    ]
+    if rows:
+        columns = ["Host", "Service", ">Replica", "Container", "Image"]
+        lines.append(table("What serves since then:", columns, rows))
+    return "\n".join(lines)
+
+
+ENDINGS = {
+    "done": "is stable",
+    "refused": "was refused: nothing was changed",
+    "taken back": "failed and was taken back: what served before serves again",
+    "not taken back": "failed and was not taken back whole: see what runs with salt-run llm.status",
+    "unknown": "failed, and not every host says what runs there: see salt-run llm.status",
+    "interrupted": "was killed: deploy again, or go back with salt-run llm.rollback",
+    "running": "is under way",
+}
+
+
+def ended(found):
+    """
+    Return the paragraph that tells how a release has ended, and why.
+    """
+    seconds = "" if found["seconds"] is None else f" after {found['seconds']} s"
+    first = f"Release {found['number']} ({found['what']}) {ENDINGS[found['result']]}{seconds}"
+    changed = [what for of in found["changes"].values() for what in of]
+    first += f": {', '.join(changed)}" if changed else ""
+    return "\n".join([first, *(f"  {line}" for line in found["why"])])
+
+
+def foreseen(outcome):
+    """
+    Return what an orchestration in test mode says that it would do.
+    """
+    import llm_outcome
+
+    found = llm_outcome.found(outcome)
+    if failures := llm_outcome.failures(found):
+        return "\n".join(failures)
+    lines = [f"{each.host}: {each.id}: {each.comment}" for each in found if each.changed]
+    return "\n".join(lines) or "Nothing to do: all is as declared"
+
+
 def completion(found):
     """
     Return the table of a completion, as `llm_completion.verify` returns it.

@@ -41,8 +41,8 @@ def differences(services, snapshot):
 
 def restore(snapshot, services, service):
     """
-    Move the live files of ``service`` into place as they are in ``snapshot``; return what changed,
-    a list of sentences.
+    Move the live files of ``service`` into place as they are in ``snapshot``; return the names of
+    those that differed.
     """
     then, now = pathlib.Path(snapshot, service), pathlib.Path(services, service, LIVE)
     changed = []
@@ -51,7 +51,7 @@ def restore(snapshot, services, service):
             new = now.parent / f".{file.name}.new"
             _copy(file, new)
             new.replace(now / file.name)
-            changed.append(f"{file.name} as before")
+            changed.append(file.name)
     return changed
 
 

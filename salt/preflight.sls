@@ -7,5 +7,4 @@ include:
 This host has what its services need:
   llm_preflight.ready:
     - engine_expected: False
-    - master_time: {{ pillar.get('llm_master_time') | json }}
 {%- endif %}

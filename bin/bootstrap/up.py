@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import llm_outcome
+
 from . import (
     configuration,
     daemons,
@@ -16,7 +18,6 @@ from . import (
     keys,
     listeners,
     machine,
-    outcome,
     packages,
     variables,
 )
@@ -152,11 +153,11 @@ def deploy(progress, installation):
         progress, argv, installation.log / "up", "orch.deploy", watch=work.now,
         env=variables.installation(installation), check=False,
     )  # fmt: skip
-    found = outcome.read(answer)
+    found = llm_outcome.read(answer)
     if code or not found or any(truth.result is False for truth in found):
         raise Failure(
             f"the deploy failed after {progress.elapsed():.0f} s (exit code {code}):",
-            *(outcome.failures(found) or [last_line(installation.log / "up")]),
+            *(llm_outcome.failures(found) or [last_line(installation.log / "up")]),
             f"Logs: {installation.log}",
         )
     changed = [truth.id for truth in found if truth.changed]

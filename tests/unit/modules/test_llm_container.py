@@ -16,7 +16,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 from saltfactories.utils.loader import LoaderModuleMock
 
 from _modules import llm_container as llm_container_module
-from _modules import llm_health
+from _modules import llm_deploy, llm_health
 from tests.support.engine import Interrupted, ModelEngine
 
 IMAGES = ("llm/head:1", "llm/head:2", "llm/sick:1")
@@ -38,6 +38,7 @@ class Host:
         self.salt = {
             "llm_health.wait": create_autospec(llm_health.wait, side_effect=self.wait),
             "llm_health.redacted": llm_health.redacted,
+            "llm_deploy.tell": create_autospec(llm_deploy.tell),
             "llm_mesh.route": lambda service, addresses: self.routed.append((service, addresses)),
         }
 

@@ -1,11 +1,13 @@
 import os
 import pathlib
+from unittest.mock import create_autospec
 
 import jinja2
 import pytest
 from salt.exceptions import CommandExecutionError
 from salt.utils.jinja import SerializerExtension
 
+from _modules import llm_deploy
 from _modules import llm_files as llm_files_module
 
 TEMPLATES = {
@@ -27,7 +29,13 @@ def secrets():
 
 
 @pytest.fixture
-def llm_files(configure_loader, platform, templates, secrets, tmp_path, monkeypatch):
+def refused():
+    """What was taken back, by service."""
+    return {}
+
+
+@pytest.fixture
+def llm_files(refused, configure_loader, platform, templates, secrets, tmp_path, monkeypatch):
     platform["site"]["root"] = str(tmp_path / "root")
     platform["services"]["head"] |= {
         "files": ["config.yaml"],
@@ -47,6 +55,7 @@ def llm_files(configure_loader, platform, templates, secrets, tmp_path, monkeypa
             "llm_config.platform": lambda: platform,
             "llm_config.service": lambda name: platform["services"][name],
             "llm_config.secret": lambda name: secrets[name],
+            "llm_deploy.refused": create_autospec(llm_deploy.refused, side_effect=refused.get),
         },
     )
 
@@ -144,3 +153,15 @@ def test_remove_leaves_nothing(llm_files):
     assert llm_files.remove("head") is True
     assert llm_files.remove("head") is False
     assert not os.path.exists(llm_files.folder("head"))
+
+
+def test_pending_leaves_out_the_live_file_that_was_taken_back(llm_files, refused, secrets):
+    llm_files.write("head")
+    secrets["clients"] = {"default": "canary-3"}
+    _afresh(llm_files)
+    assert llm_files.pending("head") == {"routes.yaml": "change"}
+    refused["head"] = {"files": llm_files.fingerprints("head")}
+    assert llm_files.pending("head") == {}
+    secrets["clients"] = {"default": "canary-4"}
+    _afresh(llm_files)
+    assert llm_files.pending("head") == {"routes.yaml": "change"}

@@ -13,7 +13,7 @@ import llm_probe
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-from _modules import llm_config
+from _modules import llm_config, llm_deploy
 from _modules import llm_health as llm_health_module
 
 UP_FOR_LONG = "2020-01-01T00:00:00.123456789Z"
@@ -90,6 +90,7 @@ def llm_health(configure_loader, platform, engine, fate, probes, container_list)
             "llm_config.secret": create_autospec(llm_config.secret, return_value="canary"),
             "llm_container.list": lambda service: [{"name": name} for name in container_list],
             "llm_image.reference": lambda image: f"llm/{image}:abc",
+            "llm_deploy.tell": create_autospec(llm_deploy.tell),
         },
     )
 

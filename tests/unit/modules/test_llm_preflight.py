@@ -1,7 +1,6 @@
 import collections
 import json
 import pathlib
-import time
 from unittest.mock import create_autospec
 
 import llm_engine
@@ -95,16 +94,16 @@ def llm_preflight(configure_loader, platform, engine, host):
 
 
 def test_check_of_a_fit_host_finds_nothing(llm_preflight):
-    assert llm_preflight.check(master_time=time.time()) == []
+    assert llm_preflight.check() == []
 
 
 def test_check_names_all_problems_at_once(llm_preflight, host, platform, info):
     host |= {"memory": Memory(1 * GIB, GIB), "free": GIB}
     platform["services"]["head"] |= {"cpus": 9, "devices": ["/dev/nix"], "gpus": 1}
     info["PidsLimit"] = False
-    problems = llm_preflight.check(master_time=time.time() + 100)
+    problems = llm_preflight.check()
     what = [problem.split(": ")[1] for problem in problems]
-    assert what == ["engine", "memory", "CPU", "CPU", "disk", "device", "GPU", "GPU", "clock"]
+    assert what == ["engine", "memory", "CPU", "CPU", "disk", "device", "GPU", "GPU"]
     for problem in problems:
         assert problem.startswith("node1: ")
         assert ", needed " in problem
@@ -295,17 +294,6 @@ def test_check_of_gpus_without_their_runtime(llm_preflight, host, platform):
 def test_check_of_devices(llm_preflight, platform, device, problems):
     platform["services"]["model-proxy"]["devices"] = [device]
     assert len(llm_preflight.check()) == problems
-
-
-@pytest.mark.parametrize(
-    ("ahead", "words"),
-    [(0, None), (20, None), (-20, None), (60, "60 s ahead of"), (-60, "60 s behind")],
-)
-def test_check_of_the_clock(llm_preflight, ahead, words):
-    problems = llm_preflight.check(master_time=str(time.time() - ahead))
-    assert len(problems) == (1 if words else 0)
-    for problem in problems:
-        assert f"clock: found it {words} the master's, needed at most 30 s" in problem
 
 
 @pytest.mark.parametrize("folder", [state_queue_dir, job_queue_dir])

@@ -1,5 +1,9 @@
+from unittest.mock import create_autospec
+
+import llm_spec
 import pytest
 
+from _modules import llm_deploy
 from _modules import llm_service as llm_service_module
 
 
@@ -10,7 +14,13 @@ def pending():
 
 
 @pytest.fixture
-def llm_service(configure_loader, platform, pending):
+def refused():
+    """What was taken back, by service."""
+    return {}
+
+
+@pytest.fixture
+def llm_service(configure_loader, platform, pending, refused):
     def digests(name):
         files = platform["services"][name]["files"]
         return {
@@ -26,6 +36,7 @@ def llm_service(configure_loader, platform, pending):
             "llm_image.reference": lambda image: f"llm/{image}:tag",
             "llm_files.digests": digests,
             "llm_files.pending": lambda name: pending,
+            "llm_deploy.refused": create_autospec(llm_deploy.refused, side_effect=refused.get),
         },
     )
 
@@ -83,3 +94,19 @@ def test_the_mesh_bears_the_names_of_all_services(llm_service, platform):
 def test_the_ingress_is_on_the_network_of_its_host(llm_service):
     (ingress,) = llm_service.specs("ingress")
     assert (ingress["network"], ingress["addresses"], ingress["aliases"]) == ("host", None, [])
+
+
+def test_specs_of_what_was_taken_back_name_what_serves_instead(llm_service, platform, refused):
+    platform["services"]["head"]["replicas"] = 3
+    specs = llm_service.specs("head")
+    wishes = {str(each["replica"]): llm_spec.wish(llm_spec.completed(each)) for each in specs}
+    digests = {"1": "v1:old", "2": "v1:older", "3": None}
+    refused["head"] = {"why": "so it is", "wishes": wishes, "digests": digests, "files": {}}
+    found = llm_service.specs("head")
+    assert [each["replica"] for each in found] == [1, 2]
+    assert [each["pinned"] for each in found] == [
+        {"digest": "v1:old", "why": "so it is"},
+        {"digest": "v1:older", "why": "so it is"},
+    ]
+    platform["services"]["head"]["memory"] *= 2
+    assert llm_service.specs("head") == [each | {"memory": 2 * each["memory"]} for each in specs]

@@ -130,6 +130,10 @@ def test_orchestration_takes_step_after_step(master, name):
     errors, steps = master.sls(name)
     assert errors == []
     steps = [step for step in steps if step["__sls__"] != "checked"]
+    if any("onfail" in step for step in steps):
+        # What goes back waits for the end of all, and comes when it is not reached.
+        *steps, back = steps
+        assert [next(iter(each.values())) for each in back["onfail"]] == [steps[-1]["__id__"]]
     needs = [[next(iter(need.values())) for need in step.get("require", ())] for step in steps]
     ids = [step["__id__"] for step in steps]
     assert needs == [[], *([each] for each in ids[:-1])]
@@ -178,7 +182,7 @@ def test_top_of_an_invalid_pillar_says_so_and_no_more(misled):
     assert [each["__id__"] for each in states] == ["The configuration is valid"]
 
 
-@pytest.mark.parametrize("name", ["orch.deploy", "orch.teardown"])
+@pytest.mark.parametrize("name", ["orch.deploy", "orch.rollback", "orch.teardown"])
 def test_orchestration_of_an_invalid_pillar_says_so_and_no_more(compiler, invalid, name):
     errors, steps = compiler("node1_master", invalid).sls(name)
     assert errors == []

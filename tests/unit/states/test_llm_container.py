@@ -8,7 +8,7 @@ from _modules import llm_service
 from _states import llm_container as llm_container_state
 
 CHANGES = {"llm-head-1-g1": ["create: there is none"]}
-NOTHING = {"operations": [], "changes": {}, "missing": [], "conflicts": []}
+NOTHING = {"operations": [], "changes": {}, "missing": [], "conflicts": [], "notes": []}
 PLAN = NOTHING | {"operations": [{"do": "create"}], "changes": CHANGES}
 DONE = {"changes": CHANGES, "errors": []}
 FUNCTIONS = ("plan", "removal", "execute")

@@ -19,10 +19,10 @@ def llm_preflight(configure_loader, check, testmode):
 
 @pytest.mark.parametrize("expected", [True, False])
 def test_ready(llm_preflight, check, expected):
-    ret = llm_preflight.ready("a host", master_time=5, engine_expected=expected)
+    ret = llm_preflight.ready("a host", engine_expected=expected)
     assert ret["result"] is True
     assert ret["changes"] == {}
-    check.assert_called_once_with(master_time=5, engine_expected=expected)
+    check.assert_called_once_with(engine_expected=expected)
 
 
 def test_ready_with_problems(llm_preflight, check):

@@ -21,10 +21,13 @@ def read(path):
         answer = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    found = []
-    for host, states in (answer.get("data") or {}).items():
-        found += truths(host, states)
-    return found
+    return found(answer)
+
+
+def found(answer):
+    """Return the states in what an orchestration returned."""
+    data = answer.get("data") or {}
+    return [truth for host, states in data.items() for truth in truths(host, states)]
 
 
 def truths(host, states):

@@ -4,9 +4,8 @@ What an orchestration's answer says of what changed and what failed.
 
 import json
 
+import llm_outcome
 import pytest
-
-from bootstrap import outcome
 
 
 def state(run, identity, result=True, changes=None, comment="as it was"):
@@ -35,15 +34,15 @@ def answer(tmp_path):
         }
         path = tmp_path / "answer.json"
         path.write_text(json.dumps({"data": {"here_master": steps}, "retcode": 0}))
-        return outcome.read(path)
+        return llm_outcome.read(path)
 
     return write
 
 
 def test_read_without_an_answer_is_empty(tmp_path):
-    assert outcome.read(tmp_path / "none") == []
+    assert llm_outcome.read(tmp_path / "none") == []
     (tmp_path / "broken").write_text("Exception occurred in runner")
-    assert outcome.read(tmp_path / "broken") == []
+    assert llm_outcome.read(tmp_path / "broken") == []
 
 
 def test_nothing_changed(answer):
@@ -62,7 +61,7 @@ def test_failures_name_the_cause_and_not_what_was_left_out(answer):
         "a": state(0, "head runs", False, comment="exit code 1\nlast line"),
         "b": state(1, "tail runs", False, comment="One or more requisite failed: head runs"),
     }
-    said = "\n".join(outcome.failures(answer(inner)))
+    said = "\n".join(llm_outcome.failures(answer(inner)))
     assert "node1: head runs:\n    exit code 1\n    last line" in said
     assert "tail" not in said
     assert "second step" not in said
@@ -71,24 +70,24 @@ def test_failures_name_the_cause_and_not_what_was_left_out(answer):
 def test_failures_of_a_runner_are_what_it_returned(answer):
     returned = {"retcode": 1, "problems": ["services.head: unknown key", "site.yaml: no hosts"]}
     step = state(0, "The configuration is valid", False, {"return": returned}, "Runner failed")
-    found = outcome.truths("here_master", {"salt_|-a_|-a_|-runner": step})
-    said = outcome.failures(found)
+    found = llm_outcome.truths("here_master", {"salt_|-a_|-a_|-runner": step})
+    said = llm_outcome.failures(found)
     assert "    services.head: unknown key" in said
     assert "    site.yaml: no hosts" in said
 
 
 def test_failures_keep_the_end_of_a_traceback(answer):
     comment = "An exception: Traceback (most recent call last):\n  File x\nKeyError: 'head'\n"
-    said = outcome.failures(answer({"a": state(0, "head runs", False, comment=comment)}))
+    said = llm_outcome.failures(answer({"a": state(0, "head runs", False, comment=comment)}))
     assert said == ["node1: head runs:", "    KeyError: 'head'"]
 
 
 def test_what_a_runner_returns_is_no_change():
     step = state(0, "A client gets a completion", True, {"return": {"retcode": 0}})
-    (found,) = outcome.truths("here_master", {"salt_|-a_|-a_|-runner": step})
+    (found,) = llm_outcome.truths("here_master", {"salt_|-a_|-a_|-runner": step})
     assert found.changed is False
 
 
 def test_states_that_do_not_render_are_a_failure(answer):
-    found = outcome.truths("node1", ["Rendering SLS 'base:head' failed"])
-    assert "Rendering SLS" in "\n".join(outcome.failures(found))
+    found = llm_outcome.truths("node1", ["Rendering SLS 'base:head' failed"])
+    assert "Rendering SLS" in "\n".join(llm_outcome.failures(found))

@@ -1,0 +1,10 @@
+{#- What an interrupted release has switched goes back, when its own orchestration cannot. -#}
+The pillar is sound:
+  llm_config.checked:
+    - order: first
+
+What release {{ pillar.get('llm_number', 0) }} has switched goes back:
+  llm_release.taken_back:
+    - number: {{ pillar.get('llm_number', 0) }}
+    - require:
+      - llm_config: The pillar is sound

@@ -1,0 +1,233 @@
+"""
+Releases as an operator makes them: recorded, one at a time, taken back when they fail.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.support.faults import completion
+from tests.support.platform import docker
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+SICK = {"command": ["sleep", "600"], "healthy_deadline": "6s", "progress_deadline": "12s"}
+SLOW = {"min_healthy": "4s", "healthy_deadline": "60s"}  # long enough to be hit in mid-replace
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(platform, client):
+    """After each test the pillar's own platform serves, and nobody has the lock."""
+    yield
+    done = platform.run("llm.deploy", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert completion(client)
+
+
+def release(platform, *arguments, command="llm.deploy", code=0):
+    """Make a release; return its record, or what was said in place of it."""
+    done = platform.run(command, *arguments, "--out=json", check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def running(platform, service):
+    """Return name and id of the container that serves."""
+    name = platform.container(service)
+    return name, platform.containers()[name]
+
+
+def start(platform, *arguments):
+    """Start ``salt-run`` in a process group of its own."""
+    return subprocess.Popen(
+        platform.command("salt-run", platform.master.config_dir, arguments),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, cwd=platform.folder,
+    )  # fmt: skip
+
+
+def wait_for_another(platform, service, known, timeout=120):
+    """Return once a second container of ``service`` runs beside those ``known``."""
+    start = f"{platform.name}-{service}-"
+    deadline = time.monotonic() + timeout
+    while not {n for n in platform.containers() if n.startswith(start)} - known.keys():
+        assert time.monotonic() < deadline, f"no other {service} within {timeout} s"
+        time.sleep(0.2)
+
+
+def test_deploy_with_nothing_to_do_is_no_release(platform):
+    before = json.loads(platform.run("llm.releases", "--out=json").stdout)
+    containers = platform.containers()
+    done = platform.run("llm.deploy")
+    assert "Nothing to do: all is as declared" in done.stdout
+    assert json.loads(platform.run("llm.releases", "--out=json").stdout) == before
+    assert platform.containers() == containers
+
+
+def test_deploy_is_recorded(platform):
+    with platform.service_changed("rate-limiter", pids=301):
+        record = release(platform)
+        assert (record["result"], record["stable"], record["what"]) == ("done", True, "deploy")
+        name, _ = running(platform, "rate-limiter")
+        assert record["changes"] == {"node1": {name: ["pids 256 → 301"]}}
+        assert record["hosts"]["node1"]["rate-limiter"]["1"]["container"] == name
+        shown = platform.run("llm.release", str(record["number"])).stdout
+        assert "is stable after" in shown
+        assert "pids 256 → 301" in shown
+        table = platform.run("llm.releases", "lines=1").stdout
+        assert "rate-limiter" in table
+        assert "done, stable" in table
+
+
+def test_deploy_tells_all_the_time_what_it_is_at(platform):
+    with platform.service_changed("rate-limiter", pids=302, **SLOW):
+        done = platform.run("llm.deploy")
+    assert "node1: head.running, rate-limiter.running" in done.stderr
+    assert "replace: " in done.stderr
+    assert "waits " in done.stderr
+    times = [float(line.split(" s ")[0]) for line in done.stderr.splitlines() if " s  " in line]
+    assert times == sorted(times)
+
+
+def test_release_that_fails_is_taken_back(platform, client):
+    """A later tier fails: what an earlier one has switched goes back, by a start."""
+    old, tail = running(platform, "rate-limiter"), running(platform, "tail")
+    with (
+        platform.service_changed("rate-limiter", pids=303),
+        platform.service_changed("tail", **SICK),
+    ):
+        record = release(platform, code=4)
+        assert record["result"] == "taken back"
+        assert any("tail is not healthy" in line for line in record["why"])
+        assert running(platform, "rate-limiter") == old
+        assert running(platform, "tail") == tail
+        assert completion(client)
+        # No other way of applying brings the same again; another wish is carried out.
+        assert platform.apply("rate-limiter") == {}
+        with platform.service_changed("rate-limiter", pids=304):
+            platform.apply("rate-limiter")
+            assert running(platform, "rate-limiter") != old
+            assert completion(client)
+
+
+def test_bare_orchestration_takes_back_what_fails(platform, client):
+    old = running(platform, "rate-limiter")
+    with (
+        platform.service_changed("rate-limiter", pids=305),
+        platform.service_changed("tail", **SICK),
+    ):
+        done = platform.deploy(check=False)
+    assert done.returncode == 1
+    assert "was taken back: what served before serves again" in done.stdout
+    assert running(platform, "rate-limiter") == old
+    assert completion(client)
+
+
+def test_live_files_go_back_with_the_rest(platform, client):
+    path = platform.root / "services/rate-limiter/live/limits.yaml"
+    before = path.read_text()
+    limits = {"clients": {"default": {"requests": 77777}}}
+    site = (platform.pillar / "site.yaml").read_text()
+    try:
+        platform.change_site(**limits)
+        with platform.service_changed("tail", **SICK):
+            release(platform, code=4)
+            assert path.read_text() == before
+            assert platform.apply("rate-limiter") == {}
+    finally:
+        (platform.pillar / "site.yaml").write_text(site)
+
+
+def test_refused_release_changes_nothing(platform):
+    before = platform.containers()
+    with platform.service_changed("head", memory="900g"):
+        said = release(platform, code=1)
+    assert "memory" in "\n".join(said["why"])
+    assert said["result"] == "refused"
+    with platform.service_changed("head", memory="900"):
+        assert "memory" in release(platform, code=1)["error"]
+    assert platform.containers() == before
+
+
+def test_rollback_and_forward_again(platform, client):
+    first = running(platform, "rate-limiter")
+    with platform.service_changed("rate-limiter", pids=306):
+        number = release(platform)["number"]
+        second = running(platform, "rate-limiter")
+        record = release(platform, command="llm.rollback")
+        assert record["what"].startswith("rollback to ")
+        assert running(platform, "rate-limiter") == first
+        assert completion(client)
+        assert platform.apply("rate-limiter") == {}
+        release(platform, str(number), command="llm.rollback")
+        assert running(platform, "rate-limiter") == second
+        assert completion(client)
+        assert "no release 99999 to go to" in release(
+            platform, "99999", command="llm.rollback", code=1
+        )["error"]  # fmt: skip
+
+
+def test_lock_by_hand(platform):
+    platform.run("llm.lock", "an audit")
+    try:
+        said = release(platform, code=3)
+        assert "an audit of " in said["error"]
+        assert said["holder"]["by_hand"] is True
+        assert platform.deploy(check=False).returncode == 1
+    finally:
+        assert "Freed: an audit" in platform.run("llm.unlock").stdout
+    release(platform)
+
+
+def test_two_deploys_at_once(platform, client):
+    with platform.service_changed("rate-limiter", pids=307, **SLOW):
+        both = [start(platform, "llm.deploy") for _ in range(2)]
+        said = {process.wait(timeout=300): process.stdout.read() for process in both}
+    assert sorted(said) in ([0, 3], [0, 1]), said
+    loser = said[max(said)]
+    assert "the platform is locked: deploy (release " in loser or "came in between" in loser
+    assert completion(client)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+def test_interrupted_deploy_goes_back(platform, client, number):
+    known, old = platform.containers(), running(platform, "rate-limiter")
+    with platform.service_changed("rate-limiter", pids=308 + number, **SLOW):
+        process = start(platform, "llm.deploy")
+        wait_for_another(platform, "rate-limiter", known)
+        os.kill(process.pid, number)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 4, said
+        assert "what served before serves again" in said
+        assert "Traceback" not in said
+        assert running(platform, "rate-limiter") == old
+        assert completion(client)
+        assert "Nobody had it" in platform.run("llm.unlock").stdout
+
+
+def test_killed_deploy_is_gone_on_with(platform, client):
+    known = platform.containers()
+    with platform.service_changed("rate-limiter", pids=340, **SLOW):
+        process = start(platform, "llm.deploy")
+        wait_for_another(platform, "rate-limiter", known)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        release(platform)
+        found = json.loads(platform.run("llm.releases", "--out=json").stdout)["releases"]
+        assert "interrupted" in {each["result"] for each in found}
+        assert running(platform, "rate-limiter")[0] not in known
+        assert completion(client)
+        assert len(docker("ps", "-q", "--filter", f"label=llm.site={platform.name}").split()) == 7
+
+
+def test_job_of_an_older_deploy_changes_nothing(platform):
+    before = platform.containers()
+    with platform.service_changed("rate-limiter", pids=341):
+        done = platform.call("state.apply", "rate-limiter", 'pillar={"llm_deploy": 1}', check=False)
+    assert done.returncode != 0
+    assert "deploy 1 changes nothing" in done.stdout
+    assert platform.containers() == before

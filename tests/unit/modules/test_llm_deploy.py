@@ -1,0 +1,242 @@
+import json
+from unittest.mock import create_autospec
+
+import llm_spec
+import pytest
+from salt.exceptions import CommandExecutionError
+from salt.modules import saltutil
+
+from _modules import llm_container, llm_files, llm_service
+from _modules import llm_deploy as llm_deploy_module
+
+SPEC = {"service": "tail", "image": "llm/envoy:1"}
+
+
+def container(generation, memory="64m", state="running", service="tail"):
+    """What ``llm_container.list`` says of one."""
+    parts = llm_spec.parts(llm_spec.completed(SPEC | {"memory": memory}), "sha256:1")
+    return {
+        "name": f"llm-{service}-1-g{generation}",
+        "service": service,
+        "replica": 1,
+        "state": state,
+        "spec": llm_spec.digest(parts),
+        "image": "llm/envoy:1",
+        "parts": parts,
+    }
+
+
+@pytest.fixture
+def containers():
+    """What runs."""
+    return [container(1)]
+
+
+@pytest.fixture
+def plan():
+    return {"operations": [], "changes": {}, "missing": [], "conflicts": [], "notes": []}
+
+
+@pytest.fixture
+def llm_deploy(configure_loader, platform, containers, plan, tmp_path):
+    platform["site"]["root"] = str(tmp_path)
+    live = tmp_path / "services" / "tail" / "live" / "listeners.yaml"
+    live.parent.mkdir(parents=True)
+    live.write_text("one")
+    salt = {
+        "llm_config.platform": lambda: platform,
+        "llm_container.list": create_autospec(llm_container.list_, return_value=containers),
+        "llm_container.plan": create_autospec(llm_container.plan, return_value=plan),
+        "llm_container.execute": create_autospec(
+            llm_container.execute, return_value={"changes": {}, "errors": []}
+        ),
+        "llm_files.fingerprints": create_autospec(
+            llm_files.fingerprints, return_value={"listeners.yaml": "f"}
+        ),
+        "llm_service.specs": create_autospec(
+            llm_service.specs, return_value=[SPEC | {"replica": 1, "memory": "128m"}]
+        ),
+        "saltutil.is_running": create_autospec(saltutil.is_running, return_value=[]),
+        "saltutil.kill_job": create_autospec(saltutil.kill_job),
+    }
+    return configure_loader(llm_deploy_module, salt=salt)
+
+
+@pytest.fixture
+def live(tmp_path, llm_deploy):
+    return tmp_path / "services" / "tail" / "live" / "listeners.yaml"
+
+
+def test_begin_remembers_what_serves(llm_deploy, containers):
+    containers += [container(2, "32m"), container(3, state="exited")]
+    assert llm_deploy.current() is None
+    assert isinstance(llm_deploy.begin(7), float)
+    record = llm_deploy.current()
+    assert (record["number"], record["state"]) == (7, "running")
+    assert record["before"]["tail"]["1"]["container"] == "llm-tail-1-g2"
+
+
+def test_begin_without_an_engine(llm_deploy):
+    llm_deploy.__salt__["llm_container.list"].side_effect = CommandExecutionError("no engine")
+    llm_deploy.begin(1)
+    assert llm_deploy.current()["before"] == {}
+
+
+def test_begin_while_another_run_does_not_end(llm_deploy, monkeypatch):
+    monkeypatch.setattr(llm_deploy_module, "PATIENCE", 0)
+    runs = [{"fun": "state.sls", "jid": "20261124"}]
+    llm_deploy.__salt__["saltutil.is_running"].return_value = runs
+    with pytest.raises(CommandExecutionError, match=r"still at work here: state.sls \(job 2026"):
+        llm_deploy.begin(1)
+    assert llm_deploy.current() is None
+
+
+@pytest.mark.parametrize(
+    ("number", "end", "words"),
+    [
+        (6, None, "deploy 7 has begun here since: deploy 6 changes nothing"),
+        (7, None, None),
+        (7, "taken back", r"deploy 7 has ended \(taken back\)"),
+        (8, "taken back", None),
+    ],
+)
+def test_fence(llm_deploy, number, end, words):
+    assert llm_deploy.fence(number) is None
+    llm_deploy.begin(7)
+    if end:
+        llm_deploy.end(7, end)
+    why = llm_deploy.fence(number)
+    assert (why is None) == (words is None)
+    if words:
+        with pytest.raises(CommandExecutionError, match=words):
+            llm_deploy.begin(number)
+
+
+def test_end_tells_what_was_changed(llm_deploy, containers, live):
+    llm_deploy.begin(7)
+    containers[:] = [container(2, "128m"), container(1, service="head")]
+    live.write_text("two")
+    found = llm_deploy.end(7, "done")
+    assert found["changes"] == {
+        "llm-tail-1-g2": ["memory 64m → 128m"],
+        "llm-head-1-g1": ["started: there was none"],
+        "files of tail": ["listeners.yaml changed"],
+    }
+    assert found["services"]["tail"]["1"] == {
+        "container": "llm-tail-1-g2",
+        "digest": containers[0]["spec"],
+        "image": "llm/envoy:1",
+    }
+    assert llm_deploy.current()["state"] == "done"
+
+
+def test_end_of_one_that_changed_nothing(llm_deploy, tmp_path):
+    llm_deploy.begin(7)
+    assert llm_deploy.end(7, "done")["changes"] == {}
+    assert not (tmp_path / "deploys" / "7").exists()
+
+
+def test_end_of_another(llm_deploy):
+    llm_deploy.begin(7)
+    with pytest.raises(CommandExecutionError, match="deploy 6 is not the one"):
+        llm_deploy.end(6, "done")
+
+
+def test_take_back_pins_what_served_before(llm_deploy, containers, plan, live):
+    old = containers[0]["spec"]
+    llm_deploy.begin(7)
+    live.write_text("two")
+    plan["operations"] = [{"do": "replace"}]
+    execute = llm_deploy.__salt__["llm_container.execute"]
+    execute.return_value = {"changes": {"llm-tail-1-g1": ["replace: …"]}, "errors": []}
+    assert llm_deploy.take_back(7, ["tail"]) == {
+        "begun": True,
+        "changes": {
+            "llm-tail-1-g1": ["replace: …"],
+            "files of tail": ["listeners.yaml as before"],
+        },
+        "errors": [],
+    }
+    ((specs,), _) = llm_deploy.__salt__["llm_container.plan"].call_args
+    pinned = {"digest": old, "why": "release 7 was taken back"}
+    assert [each["pinned"] for each in specs] == [pinned]
+    assert live.read_text() == "one"
+    assert llm_deploy.current()["state"] == "going back"
+    refused = llm_deploy.refused("tail")
+    assert (refused["digests"], refused["files"]) == ({"1": old}, {"listeners.yaml": "f"})
+    assert llm_deploy.refused("head") is None
+
+
+def test_take_back_of_what_was_not_switched_refuses_nothing(llm_deploy):
+    llm_deploy.begin(7)
+    assert llm_deploy.take_back(7, ["tail"]) == {"begun": True, "changes": {}, "errors": []}
+    assert llm_deploy.refused("tail") is None
+
+
+def test_take_back_where_it_has_not_begun(llm_deploy):
+    llm_deploy.begin(6)
+    assert llm_deploy.take_back(7, ["tail"])["begun"] is False
+    assert llm_deploy.current()["state"] == "running"
+
+
+def test_take_back_of_a_first_deploy(llm_deploy, containers):
+    containers.clear()
+    llm_deploy.begin(1)
+    (error,) = llm_deploy.take_back(1, ["tail"])["errors"]
+    assert error == "tail: nothing of it served before, so there is no way back"
+
+
+@pytest.mark.parametrize("kind", ["conflicts", "missing"])
+def test_take_back_that_cannot_be(llm_deploy, plan, kind):
+    llm_deploy.begin(7)
+    plan |= {"operations": [{}], kind: ["its container is gone"]}
+    assert llm_deploy.take_back(7, ["tail"])["errors"] == ["its container is gone"]
+    llm_deploy.__salt__["llm_container.execute"].assert_not_called()
+
+
+def test_take_back_goes_on_with_the_next_service(llm_deploy, platform):
+    llm_deploy.begin(7)
+    llm_deploy.__salt__["llm_container.plan"].side_effect = CommandExecutionError("no engine")
+    errors = llm_deploy.take_back(7, ["tail", "head"])["errors"]
+    assert errors[0] == "tail: no engine"
+    assert errors[1].startswith("head: nothing of it served before")
+
+
+def test_refused_is_tried_again_by_the_next_deploy(llm_deploy, plan):
+    llm_deploy.begin(7)
+    plan["operations"] = [{"do": "replace"}]
+    llm_deploy.take_back(7, ["tail"])
+    llm_deploy.end(7, "taken back")
+    assert llm_deploy.refused("tail")
+    llm_deploy.begin(8)
+    assert llm_deploy.refused("tail") is None
+    llm_deploy.end(8, "refused")
+    assert llm_deploy.refused("tail")
+    llm_deploy.begin(9)
+    llm_deploy.end(9, "done")
+    assert llm_deploy.refused("tail") is None
+
+
+def test_go_to_an_earlier_release(llm_deploy, plan, live):
+    llm_deploy.begin(7)
+    live.write_text("two")
+    llm_deploy.end(7, "done")
+    live.write_text("three")
+    llm_deploy.begin(9)
+    found = llm_deploy.go_to(9, 7, {"tail": {"1": {"digest": "v1:a"}}})
+    assert found == {"changes": {"files of tail": ["listeners.yaml as before"]}, "errors": []}
+    assert live.read_text() == "two"
+    with pytest.raises(CommandExecutionError, match="deploy 8 changes nothing"):
+        llm_deploy.go_to(8, 7, {})
+
+
+def test_record_that_is_something_else(llm_deploy, tmp_path):
+    (tmp_path / "deploy.json").write_text("{")
+    with pytest.raises(CommandExecutionError, match="deploy.json"):
+        llm_deploy.current()
+
+
+def test_records_are_for_root_alone(llm_deploy, tmp_path):
+    llm_deploy.begin(7)
+    assert (tmp_path / "deploy.json").stat().st_mode & 0o777 == 0o600
+    assert json.loads((tmp_path / "deploy.json").read_text())["number"] == 7
