@@ -62,9 +62,10 @@ def list_():
 
 def renew_due():
     """
-    Renew the certificates of this host that run out within ``renew_days``, and return for each
-    why: ``{"tail": ["it runs out in 9 days"]}``. Of the user's own, take over the renewed files.
-    Does nothing else, and nothing at all during a state run, which does the same.
+    Renew the certificates of this host that run out within ``renew_days`` or are not valid yet,
+    and return for each why: ``{"tail": ["it runs out in 9 days"]}``. Of the user's own, take over
+    the renewed files. Does nothing else, and nothing at all during a state run, which does the
+    same.
 
     Each minion calls it by itself, at its start and every few hours: ``schedule`` in the pillar.
 
@@ -84,7 +85,7 @@ def renew_due():
         if name != "authority":
             look, make = functools.partial(flaws, name), functools.partial(renew, name)
         try:
-            if path.exists() and _expiring(path) and (found := look()):
+            if path.exists() and _due(path) and (found := look()):
                 make()
                 renewed[name] = found
                 log.info("The certificate of %s was renewed: %s", name, "; ".join(found))
@@ -266,12 +267,18 @@ def _unfit(key, certificate):
         found.append(f"the key {key} is not that of the certificate {certificate}")
     if loaded.not_valid_after_utc <= now:
         found.append(f"it ran out on {loaded.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-    # The authority's clock may be ahead of this one by what the preflight lets pass.
-    skew = __salt__["llm_config.platform"]()["preflight"]["clock_skew"]
-    if loaded.not_valid_before_utc > now + datetime.timedelta(seconds=skew):
-        start = f"{loaded.not_valid_before_utc:%Y-%m-%d %H:%M}"
-        found.append(f"it is not valid before {start} UTC, and it is {now:%Y-%m-%d %H:%M} here")
-    return found
+    return found + _too_early(certificate)
+
+
+def _due(certificate):
+    """
+    Return whether to renew a certificate unasked. Where it is too early for the authority as well,
+    the clock is wrong (it has no battery, say), and what it says would make matters worse.
+    """
+    authority = _authority_files()[1]
+    if authority.exists() and _too_early(authority):
+        return False
+    return bool(_expiring(certificate) or _too_early(certificate))
 
 
 def _expiring(certificate):
@@ -281,6 +288,16 @@ def _expiring(certificate):
     if left > datetime.timedelta(days=renew_days):
         return []
     return [f"it runs out in {max(0, left.days)} days"]
+
+
+def _too_early(certificate):
+    """Return that a certificate is not valid yet, as one sentence, or nothing."""
+    start, now = _loaded(certificate).not_valid_before_utc, datetime.datetime.now(datetime.UTC)
+    # The authority's clock may be ahead of this one by what the preflight lets pass.
+    skew = __salt__["llm_config.platform"]()["preflight"]["clock_skew"]
+    if start <= now + datetime.timedelta(seconds=skew):
+        return []
+    return [f"it is not valid before {start:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M}"]
 
 
 def _check_own(key, certificate):
