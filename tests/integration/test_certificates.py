@@ -5,7 +5,6 @@ Certificates on a platform that serves: renewed and replaced under requests, ref
 import contextlib
 import json
 import os
-import re
 import socket
 import ssl
 import stat
@@ -117,40 +116,6 @@ def test_renewal_drops_no_connection(platform):
     assert len(answers) > 50
     assert set(answers) == {200}
     assert platform.containers() == containers
-
-
-@contextlib.contextmanager
-def schedule(platform, **often):
-    """Have the minion look after its certificates more often for a while."""
-    path = "pillar/site.sls"
-    text = (platform.folder / path).read_text()
-    (usual,) = re.findall(r"    hours: \d+ .*\n    splay: \d+ .*\n", text)
-    wanted = "".join(f"    {unit}: {count}\n" for unit, count in often.items())
-    with platform.changed(path, text.replace(usual, wanted)):
-        platform.salt("node1", "saltutil.refresh_pillar", "wait=True")
-        yield
-    platform.salt("node1", "saltutil.refresh_pillar", "wait=True")
-
-
-def test_certificates_are_renewed_without_a_state_run(platform):
-    def serials():
-        return {
-            name: in_place(platform, name).serial_number for name in ("tail", "mesh", "ingress")
-        }
-
-    before = serials()
-    containers = platform.containers()
-    with schedule(platform, seconds=5), lifetimes(platform, days=900, renew_days=600):
-        platform.salt("node1", "saltutil.refresh_pillar", "wait=True")
-        deadline = time.monotonic() + 120
-        while before.items() & (after := serials()).items():
-            assert time.monotonic() < deadline, "the certificates are not renewed"
-            time.sleep(0.5)
-        until_served(platform, after["tail"])
-        assert platform.apply("tls") == {}
-    assert platform.containers() == containers
-    found = json.loads(platform.salt("node1", "llm_certificate.list", "--out=json").stdout)
-    assert found["node1"]["tail"]["expires"] == in_place(platform).not_valid_after_utc.isoformat()
 
 
 def test_another_public_name_makes_another_certificate(platform):
