@@ -28,7 +28,8 @@ def authority(name):
 def valid(name):
     """
     Ensure that service ``name`` has a valid certificate on this host, with the names that it
-    should bear, and renew it in time. The service reads the new one by itself.
+    should bear, and renew it in time. The service reads the new one by itself. One of the user's
+    own that is unfit is refused; one that runs out soon is warned of.
 
     .. code-block:: yaml
 
@@ -43,7 +44,11 @@ def valid(name):
     def renew():
         return __salt__["llm_certificate.renew"](name)
 
-    return _applied(name, f"The certificate of {name}", flaws, renew)
+    ret = _applied(name, f"The certificate of {name}", flaws, renew)
+    if ret["result"] is not False:
+        warnings = __salt__["llm_certificate.warnings"](name)
+        ret["comment"] = "; ".join([ret["comment"], *warnings])
+    return ret
 
 
 def _applied(name, what, flaws, renew):

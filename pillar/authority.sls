@@ -20,5 +20,11 @@ x509_signing_policies:
     - subjectKeyIdentifier: hash
     - authorityKeyIdentifier: keyid
     - days_valid: {{ days }}
+    - digest: sha256
+    # What a host could otherwise ask for beside them: other times, extensions, a file here.
+    - not_before: null
+    - not_after: null
+    - csr: null
+    - copypath: null
   {%- endfor %}
 {%- endfor %}

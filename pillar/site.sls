@@ -13,3 +13,13 @@ llm:
     {{ name }}: {{ names(site, opts.id, name, service) }}
   {%- endfor %}
   {%- endif %}
+{%- if carried %}
+
+# Certificates renew themselves between deploys too. All hosts ask the authority, not all at once.
+schedule:
+  certificates:
+    function: llm_certificate.renew_due
+    hours: 6                    # often enough for certificates of two days
+    splay: 600                  # seconds
+    return_job: False
+{%- endif %}

@@ -22,7 +22,7 @@ class Authority:
         self.name = _name("test authority")
         self.certificate = self._sign(self.name, self.key, [], authority=True)
 
-    def _sign(self, name, key, names, authority=False):
+    def _sign(self, name, key, names, authority=False, start=-1, end=24 * 60):
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -30,8 +30,8 @@ class Authority:
             .issuer_name(self.name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now + datetime.timedelta(minutes=start))
+            .not_valid_after(now + datetime.timedelta(minutes=end))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
         if names:
@@ -40,10 +40,11 @@ class Authority:
             )
         return builder.sign(self.key, hashes.SHA256())
 
-    def issue(self, folder, *names):
+    def issue(self, folder, *names, **times):
         """
         Write `cert.pem`, `key.pem` and `ca.pem` for ``names`` into ``folder``; return the serial
-        number of the certificate.
+        number of the certificate. It is valid from ``start`` to ``end`` minutes from now: by
+        default from -1 on for a day.
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ class Authority:
             key = serialization.load_pem_private_key((folder / "key.pem").read_bytes(), None)
         else:
             key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(_name(names[0]), key, names)
+        certificate = self._sign(_name("test"), key, names, **times)
         private = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,

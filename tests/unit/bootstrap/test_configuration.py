@@ -8,6 +8,7 @@ import stat
 from importlib import metadata
 
 import pytest
+import salt.config
 import yaml
 
 from bootstrap import configuration, daemons, environment
@@ -65,6 +66,13 @@ def test_minion_and_master_meet(master, minion):
     assert (minion["master"], minion["master_port"]) == ("127.0.0.1", master["ret_port"])
     assert master["interface"] == "127.0.0.1"
     assert minion["publish_port"] == master["publish_port"] == 14505
+
+
+def test_minion_that_is_asked_for_nothing_does_nothing(minion):
+    options = salt.config.apply_minion_config(minion, salt.config.DEFAULT_MINION_OPTS.copy())
+    assert not options["mine_enabled"]
+    assert options.get("schedule", {}) == {}
+    assert options["master_alive_interval"] == options["ping_interval"] == 0
 
 
 def test_masterless_and_by_the_master_are_the_same_code_and_data(master, minion):

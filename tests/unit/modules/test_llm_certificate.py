@@ -2,7 +2,11 @@
 Certificates, with Salt's own ``x509_v2`` in place of the one that its loader gives.
 """
 
+import concurrent.futures
+import datetime
 import os
+import pathlib
+import re
 import stat
 
 import pytest
@@ -48,7 +52,13 @@ def asked():
 
 
 @pytest.fixture
-def llm_certificate(configure_loader, platform, pillar, policy, asked):
+def running():
+    """The state runs that are under way."""
+    return []
+
+
+@pytest.fixture
+def llm_certificate(configure_loader, platform, pillar, policy, asked, running):
     def create_certificate(**keywords):
         asked.append(keywords)
         return x509_v2.create_certificate(**keywords)
@@ -58,6 +68,8 @@ def llm_certificate(configure_loader, platform, pillar, policy, asked):
         "x509.create_private_key": x509_v2.create_private_key,
         "x509.create_certificate": create_certificate,
         "x509.get_signing_policy": {"node1-tail": policy}.__getitem__,
+        "llm_config.carried": lambda: ["tail", "cache"],
+        "state.running": lambda: running,
     }
     names = {"llm": pillar | {"names": {"tail": NAMES}}}
     opts = {"cachedir": "/nowhere", "test": False}
@@ -141,6 +153,148 @@ def test_flaws_of_one_that_runs_out(llm_certificate, root, platform):
     assert llm_certificate.flaws("tail") == [f"it runs out in {days} days"]
 
 
+PAST = {"not_before": "2020-01-01 00:00:00", "not_after": "2020-02-01 00:00:00"}
+FUTURE = {"not_before": "2100-01-01 00:00:00", "not_after": "2100-02-01 00:00:00"}
+
+
+def test_one_that_ran_out_while_the_platform_was_down_is_renewed(llm_certificate, root, policy):
+    sound = dict(policy)
+    policy |= PAST
+    llm_certificate.renew("tail")
+    assert llm_certificate.flaws("tail") == ["it ran out on 2020-02-01 00:00 UTC"]
+    policy.clear()
+    policy |= sound
+    assert llm_certificate.renew_due() == {"tail": ["it ran out on 2020-02-01 00:00 UTC"]}
+    assert llm_certificate.flaws("tail") == []
+
+
+def test_one_from_before_the_clock_was_set_back_is_renewed(llm_certificate, root, policy):
+    sound = dict(policy)
+    policy |= FUTURE
+    llm_certificate.renew("tail")
+    (flaw,) = llm_certificate.flaws("tail")
+    assert flaw.startswith("it is not valid before 2100-01-01 00:00 UTC, and it is ")
+    policy.clear()
+    policy |= sound
+    assert set(llm_certificate.renew_due()) == {"tail"}
+    assert llm_certificate.flaws("tail") == []
+
+
+def test_one_of_an_authority_whose_clock_is_a_little_ahead_is_valid(llm_certificate, root, policy):
+    start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=20)
+    policy["not_before"] = f"{start:%Y-%m-%d %H:%M:%S}"
+    llm_certificate.renew("tail")
+    assert llm_certificate.flaws("tail") == []
+
+
+@pytest.mark.parametrize(
+    ("times", "said"), [(PAST, "it ran out on 2020-02-01"), (FUTURE, "it is not valid before 2100")]
+)
+def test_authority_out_of_its_time_is_renewed_with_its_key(llm_certificate, root, times, said):
+    key, certificate = root / "authority/ca.key", root / "trust/ca.pem"
+    text = x509_v2.create_certificate(signing_private_key=str(key), CN="llm authority", **times)
+    certificate.chmod(0o600)
+    certificate.write_text(text)
+    before = key.read_bytes()
+    (flaw,) = llm_certificate.authority_flaws()
+    assert flaw.startswith(said)
+    llm_certificate.make_authority()
+    assert llm_certificate.authority_flaws() == llm_certificate.flaws("tail") == []
+    assert key.read_bytes() == before
+
+
+def test_renew_due_waits_for_a_clock_that_is_right(llm_certificate, root, policy):
+    policy |= PAST
+    llm_certificate.renew("tail")
+    key, certificate = root / "authority/ca.key", root / "trust/ca.pem"
+    text = x509_v2.create_certificate(signing_private_key=str(key), CN="llm authority", **FUTURE)
+    certificate.chmod(0o600)
+    certificate.write_text(text)
+    assert llm_certificate.renew_due() == {}
+
+
+def test_renew_due_renews_what_runs_out(llm_certificate, root, platform):
+    assert llm_certificate.renew_due() == {}
+    before = loaded(root / "services/tail/tls/cert.pem").serial_number
+    platform["certificates"] |= {"renew_days": 30, "authority_days": 3650}
+    assert llm_certificate.renew_due() == {"tail": ["it runs out in 29 days"]}
+    assert loaded(root / "services/tail/tls/cert.pem").serial_number != before
+
+
+def test_renew_due_renews_the_authority(llm_certificate, root, platform):
+    platform["certificates"] |= {"renew_days": 3650, "authority_days": 9999}
+    assert llm_certificate.renew_due()["authority"] == ["it runs out in 3649 days"]
+    assert llm_certificate.authority_flaws() == []
+
+
+@pytest.mark.parametrize("missing", ["everything", "services/tail/tls/cert.pem"])
+def test_renew_due_makes_nothing_that_is_not_deployed(llm_certificate, tmp_path, missing):
+    if missing != "everything":
+        llm_certificate.make_authority()
+        llm_certificate.renew("tail")
+        (tmp_path / "root" / missing).unlink()
+    before = sorted(tmp_path.rglob("*"))
+    assert llm_certificate.renew_due() == {}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_renew_due_leaves_other_names_to_the_deploy(llm_certificate, root, policy):
+    policy["subjectAltName"] = "DNS:old.internal"
+    llm_certificate.renew("tail")
+    assert llm_certificate.renew_due() == {}
+
+
+def test_renew_due_leaves_it_to_a_state_run(llm_certificate, root, platform, running):
+    platform["certificates"]["renew_days"] = platform["certificates"]["days"]
+    running.append('The function "state.apply" is running')
+    assert llm_certificate.renew_due() == {}
+    running.clear()
+    assert set(llm_certificate.renew_due()) == {"tail"}
+
+
+def test_renew_due_says_what_failed_after_the_rest(llm_certificate, root, platform):
+    platform["certificates"] |= {"renew_days": 3650, "authority_days": 9999}
+    (root / "services/tail/tls/cert.pem").chmod(0o600)
+    (root / "services/tail/tls/cert.pem").write_text("half")
+    with pytest.raises(CommandExecutionError, match=r"^certificates are not renewed: tail: .*read"):
+        llm_certificate.renew_due()
+    assert llm_certificate.authority_flaws() == []
+
+
+def test_renew_due_takes_over_own_files_that_were_renewed(llm_certificate, root, own, tmp_path):
+    llm_certificate.renew("tail")
+    assert llm_certificate.renew_due() == {}
+    serial = Authority().issue(tmp_path / "own", "llm.internal", end=60 * 24 * 90)
+    assert llm_certificate.renew_due() == {"tail": ["the certificate of site.yaml is another"]}
+    assert loaded(root / "services/tail/tls/cert.pem").serial_number == serial
+
+
+def test_list_tells_names_and_times(llm_certificate, root, platform, own):
+    platform["site"]["public_certificate"] = {}
+    found = llm_certificate.list_()
+    expires = loaded(root / "services/tail/tls/cert.pem").not_valid_after_utc
+    renews = expires - datetime.timedelta(days=platform["certificates"]["renew_days"])
+    assert set(found) == {"authority", "tail"}
+    assert found["authority"]["names"] == []
+    assert found["tail"] == {
+        "names": sorted(NAMES), "expires": expires.isoformat(), "renews": renews.isoformat(),
+    }  # fmt: skip
+    platform["site"]["public_certificate"] = own
+    llm_certificate.renew("tail")
+    assert llm_certificate.list_()["tail"]["renews"] is None
+
+
+def test_list_of_a_host_that_has_none(llm_certificate):
+    assert llm_certificate.list_() == {"authority": None, "tail": None}
+
+
+def test_minion_and_state_run_do_not_write_the_same_file_at_once(llm_certificate, root):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(llm_certificate.make_authority) for _ in range(40)]:
+            done.result()
+    assert llm_certificate.authority_flaws() == []
+
+
 def test_flaws_of_one_with_other_names(llm_certificate, root, policy):
     policy["subjectAltName"] = "DNS:old.internal, IP:::1"
     llm_certificate.renew("tail")
@@ -201,23 +355,73 @@ def test_own_certificate_takes_the_place_of_ours(llm_certificate, root, own, tmp
     assert mode(tls / "key.pem") == 0o400
 
 
-def test_own_certificate_that_is_missing(llm_certificate, root, own):
-    os.unlink(own["key"])
-    assert llm_certificate.flaws("tail") == [f"{own['key']} of site.yaml is not on this host"]
-    before = (root / "services/tail/tls/key.pem").read_bytes()
-    with pytest.raises(CommandExecutionError, match="No such file"):
-        llm_certificate.renew("tail")
-    assert (root / "services/tail/tls/key.pem").read_bytes() == before
+@pytest.mark.parametrize("names", [["*.internal"], ["other.internal", "LLM.internal"]])
+def test_own_certificate_for_the_public_name_among_others(llm_certificate, own, tmp_path, names):
+    Authority().issue(tmp_path / "own", *names)
+    llm_certificate.renew("tail")
+    assert llm_certificate.flaws("tail") == []
 
 
-def test_own_certificate_of_another_key_changes_nothing(llm_certificate, root, own):
-    with open(own["key"], "w") as file:
-        file.write(x509_v2.create_private_key(algo="ec", keysize=256))
+def spoilt(own, flaw):
+    """Make the user's own certificate unfit; return what is said of it."""
+    folder = pathlib.Path(own["key"]).parent
+    match flaw:
+        case "missing":
+            os.unlink(own["key"])
+            return f"{own['key']} is not on this host"
+        case "half written":
+            os.truncate(own["certificate"], 60)
+            return "key or certificate cannot be read: "
+        case "another key":
+            pathlib.Path(own["key"]).write_text(x509_v2.create_private_key(algo="ec", keysize=256))
+            return f"the key {own['key']} is not that of the certificate {own['certificate']}"
+        case "other names":
+            Authority().issue(folder, "*.llm.internal", "127.0.0.1")
+            return "it is for DNS:*.llm.internal, IP:127.0.0.1, not for public_name llm.internal"
+        case "no names":
+            Authority().issue(folder)
+            return "it is for no names, not for public_name llm.internal"
+        case "expired":
+            Authority().issue(folder, "llm.internal", start=-60, end=-1)
+            return "it ran out on "
+        case "not yet valid":
+            Authority().issue(folder, "llm.internal", start=60)
+            return "it is not valid before "
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        "missing", "half written", "another key", "other names", "no names", "expired",
+        "not yet valid",
+    ],
+)  # fmt: skip
+def test_own_certificate_that_is_unfit_changes_nothing(llm_certificate, root, own, flaw):
+    said = re.escape(f"{own['certificate']} of site.yaml: {spoilt(own, flaw)}")
     tls = root / "services/tail/tls"
     before = [path.read_bytes() for path in sorted(tls.iterdir())]
-    with pytest.raises(CommandExecutionError, match="is not that of the certificate"):
-        llm_certificate.renew("tail")
+    for function in (llm_certificate.flaws, llm_certificate.renew):
+        with pytest.raises(CommandExecutionError, match=said):
+            function("tail")
     assert [path.read_bytes() for path in sorted(tls.iterdir())] == before
+
+
+def test_own_certificate_with_several_flaws_is_told_of_all(llm_certificate, own, tmp_path):
+    Authority().issue(tmp_path / "own", "other.internal", start=-60, end=-1)
+    with pytest.raises(CommandExecutionError, match="it ran out on .*; it is for DNS:other"):
+        llm_certificate.flaws("tail")
+
+
+def test_own_certificate_that_runs_out_is_warned_of(llm_certificate, root, own, tmp_path):
+    said = [f"it runs out in 0 days: renew {own['certificate']} of site.yaml"]
+    assert llm_certificate.warnings("tail") == said
+    Authority().issue(tmp_path / "own", "llm.internal", end=60 * 24 * 90)
+    assert llm_certificate.warnings("tail") == []
+
+
+def test_nothing_to_warn_of_the_platforms_own(llm_certificate, root, platform):
+    platform["certificates"]["renew_days"] = platform["certificates"]["days"]
+    assert llm_certificate.warnings("tail") == []
 
 
 def test_own_certificate_is_for_the_public_service_alone(llm_certificate, root, own, policy):

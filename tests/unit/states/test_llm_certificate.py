@@ -9,12 +9,14 @@ from _states import llm_certificate as llm_certificate_state
 
 @pytest.fixture
 def module():
-    return create_autospec(llm_certificate_module)
+    module = create_autospec(llm_certificate_module)
+    module.warnings.return_value = []
+    return module
 
 
 @pytest.fixture
 def llm_certificate(configure_loader, module, testmode):
-    names = ("authority_flaws", "make_authority", "flaws", "renew")
+    names = ("authority_flaws", "make_authority", "flaws", "renew", "warnings")
     salt = {f"llm_certificate.{name}": getattr(module, name) for name in names}
     return configure_loader(llm_certificate_state, salt=salt, test=testmode)
 
@@ -66,3 +68,22 @@ def test_failure_is_explained(certificate, testmode, error):
     ret = apply()
     assert (ret["result"], ret["changes"]) == (False, {})
     assert str(error) in ret["comment"]
+
+
+@pytest.mark.parametrize("found", [[], ["the key of site.yaml is another"]])
+def test_valid_warns_of_own_one_that_runs_out(llm_certificate, module, testmode, found):
+    module.flaws.return_value = found
+    module.warnings.return_value = ["it runs out in 5 days: renew /a.pem of site.yaml"]
+    ret = llm_certificate.valid("tail")
+    assert ret["result"] is (None if testmode and found else True)
+    assert ret["comment"].endswith("; it runs out in 5 days: renew /a.pem of site.yaml")
+    module.warnings.assert_called_once_with("tail")
+
+
+def test_valid_refuses_own_one_that_is_unfit(llm_certificate, module, testmode):
+    module.flaws.side_effect = CommandExecutionError("/a.pem of site.yaml: it is for no names")
+    ret = llm_certificate.valid("tail")
+    assert (ret["result"], ret["changes"]) == (False, {})
+    assert ret["comment"] == "The certificate of tail: /a.pem of site.yaml: it is for no names"
+    module.renew.assert_not_called()
+    module.warnings.assert_not_called()
