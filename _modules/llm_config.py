@@ -16,8 +16,6 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_config"
 
-_ROOTS = ("pillar_roots", "file_roots")
-
 
 def __virtual__():
     return __virtualname__
@@ -67,10 +65,15 @@ def _mistakes(pillar):
 
 
 def _roots():
-    """Return the folders of the pillar and of the states, where this host has both, or nothing."""
-    roots = [next(iter(__opts__.get(key, {}).get("base", ())), "") for key in _ROOTS]
-    there = os.path.isfile(os.path.join(roots[0], "site.yaml")) and os.path.isdir(roots[1])
-    return roots if there else []
+    """
+    Return the folder of the pillar, where this host has it, and that of the states, where it lies
+    beside the code: ``file_roots`` is empty in what the master has a minion do.
+    """
+    pillars = __opts__.get("pillar_roots", {}).get("base", [])[:1]
+    if not pillars or not os.path.isfile(os.path.join(pillars[0], "site.yaml")):
+        return []
+    states = [os.path.join(folder, "salt") for folder in __opts__.get("module_dirs", [])[:1]]
+    return pillars + [folder for folder in states if os.path.isdir(folder)]
 
 
 def _files_version(pillar):

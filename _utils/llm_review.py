@@ -227,7 +227,7 @@ def _keys(pillar, keys, sources):
     site = pillar.get("site")
     hosts = site.get("hosts") if isinstance(site, dict) else None
     hosts = hosts if isinstance(hosts, dict) else {}
-    pending = keys.get("pending", {})
+    pending = keys["pending"]
     others = [name for name in (*keys["accepted"], *pending) if name not in hosts]
     for host in hosts:
         if host not in keys["accepted"]:

@@ -80,7 +80,7 @@ def here(configure_loader, pillar, pillar_root, repository, keyring):
     llm_secret.generate(pillar_root, keyring, services, pillar["site"])
     roots = {
         "pillar_roots": {"base": [str(pillar_root)]},
-        "file_roots": {"base": [str(repository / "salt")]},
+        "module_dirs": [str(repository)],
         "gpg_keydir": keyring.folder,
     }
     return lambda **more: configure_loader(llm_config_module, opts=roots, **more)
