@@ -24,6 +24,8 @@ def __virtual__():
 def check():
     """
     Return every mistake of this minion's pillar, one line each; an empty list when it is sound.
+    Where this host has the files of the pillar, they are reviewed as they are written; what a
+    compiled pillar hides (``22:22`` is 1342, a secret in clear looks like any) is found there.
 
     CLI Example:
 
@@ -36,21 +38,62 @@ def check():
     seal = os.path.join(__opts__["cachedir"], "llm_config.checked")
     if _read(seal) == digest:
         return []
-    errors = [str(error).splitlines()[0] for error in __pillar__.get("_errors", ())]
-    found = llm_catalogue.problems(pillar, host=__opts__["id"])
-    if not errors and not found:
+    found = _mistakes(pillar)
+    if not found:
         with salt.utils.files.fpopen(seal, "w", mode=0o600) as file:
             file.write(digest)
-    return errors + [problem.text() for problem in found]
+    return found
+
+
+def _mistakes(pillar):
+    """Return those of the files, or where they have none, those of what Salt made of them."""
+    import llm_keyring  # a run that changes nothing does without
+    import llm_review
+
+    errors, found = __pillar__.get("_errors", ()), []
+    if roots := _roots():
+        found = llm_review.problems(
+            *roots,
+            keyring=llm_keyring.Keyring(__opts__["gpg_keydir"]),
+            compiled=llm_review.compiler(__opts__) if errors else None,
+        )
+    if not found:
+        found = [str(llm_review.compile_error(error)) for error in errors]
+        problems = llm_catalogue.problems(pillar, host=__opts__["id"])
+        found += [problem.text() for problem in problems]
+    return found
+
+
+def _roots():
+    """
+    Return the folder of the pillar, where this host has it, and that of the states, where it lies
+    beside the code: ``file_roots`` is empty in what the master has a minion do.
+    """
+    pillars = __opts__.get("pillar_roots", {}).get("base", [])[:1]
+    if not pillars or not os.path.isfile(os.path.join(pillars[0], "site.yaml")):
+        return []
+    states = [os.path.join(folder, "salt") for folder in __opts__.get("module_dirs", [])[:1]]
+    return pillars + [folder for folder in states if os.path.isdir(folder)]
+
+
+def _files_version(pillar):
+    """Return that of the files, looked at once for a pillar: a run asks some forty times."""
+    known = __context__.get("llm_config.files")
+    if known is None or known["pillar"] is not pillar:
+        version = repr(llm_catalogue.files_version(*_roots())).encode()
+        known = {"pillar": pillar, "version": hashlib.sha256(version).hexdigest()}
+        __context__["llm_config.files"] = known
+    return known["version"]
 
 
 def _digest(pillar):
     """
-    Return what the verdict on ``pillar`` hangs on: the code, the pillar, and of its secrets only
-    the names and what is wrong with each. A second check of the same is spared: it would cost
-    longer (to import pydantic) than all else in a run that changes nothing.
+    Return what the verdict on ``pillar`` hangs on: the code, the files, the pillar, and of its
+    secrets only the names and what is wrong with each. A second check of the same is spared: it
+    would cost longer (to import pydantic, to decrypt) than all else in a run that changes nothing.
     """
     parts = [__opts__["id"], llm_catalogue.code_version(), bool(__pillar__.get("_errors"))]
+    parts.append(_files_version(pillar))
     if isinstance(pillar, dict):
         parts.append({key: value for key, value in pillar.items() if key != "secrets"})
         parts.append(llm_catalogue.secret_flaws(pillar.get("secrets")))

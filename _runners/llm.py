@@ -28,6 +28,7 @@ import llm_secret
 import llm_source
 import salt.client
 import salt.output
+import salt.utils.crypt
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm"
@@ -550,12 +551,18 @@ def _keyring():
 
 
 def _keys():
-    """Return the ids of minions by the state of their keys; nothing before the first is there."""
+    """Return the keys of minions as ``llm_review`` takes them; none before the first is there."""
     found = {}
     for state, folder in (("accepted", "minions"), ("pending", "minions_pre")):
         path = os.path.join(__opts__["pki_dir"], folder)
         found[state] = sorted(os.listdir(path)) if os.path.isdir(path) else []
+    found["pending"] = {name: _fingerprint(path, name) for name in found["pending"]}
     return found if found["accepted"] else None
+
+
+def _fingerprint(folder, name):
+    """Return the fingerprint of a key as ``salt-key`` shows it."""
+    return salt.utils.crypt.pem_finger(os.path.join(folder, name), sum_type=__opts__["hash_type"])
 
 
 def _pillar():

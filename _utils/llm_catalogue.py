@@ -118,6 +118,20 @@ def code_version():
     return [[path, os.stat(path).st_mtime_ns, os.stat(path).st_size] for path in files]
 
 
+def files_version(*folders):
+    """
+    Return what changes whenever anything below these folders does, or comes, or goes.
+    """
+    found, rest = [], list(folders)
+    while rest:
+        for entry in os.scandir(rest.pop()):
+            status = entry.stat(follow_symlinks=False)
+            found.append([entry.path, status.st_mtime_ns, status.st_ctime_ns, status.st_size])
+            if entry.is_dir(follow_symlinks=False):
+                rest.append(entry.path)
+    return sorted(found)
+
+
 def wanted_secrets(services, site, carried):
     """
     Return the names of the secrets that the services named by ``carried`` need, sorted. A whole

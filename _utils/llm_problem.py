@@ -26,7 +26,8 @@ class Problem:
         file = file or self.file()
         path = self.path[1:] if file.endswith("site.yaml") else self.path
         where = f"{file}:{line}" if line else file
-        hint = self.hint.replace("{raw}", f'"{raw}"' if raw else "it")
+        shown = raw and not is_private(self.path)
+        hint = self.hint.replace("{raw}", f'"{raw}"' if shown else "it")
         parts = [self.found, f"expected {self.expected}" if self.expected else "", hint]
         return f"{where}: {key_path(path)}: " + "; ".join(part for part in parts if part)
 
@@ -73,6 +74,13 @@ def guess(name, names):
     return f'did you mean "{lowered[near[0]]}"?' if near else ""
 
 
+def is_private(path):
+    """
+    Return whether what stands at ``path`` may be secret: it is not to be shown.
+    """
+    return "environment" in path[:-1] or any(_PRIVATE.search(str(part)) for part in path)
+
+
 def described(value, path=()):
     """
     Return what was found, in words; of what may be secret only its type.
@@ -83,7 +91,7 @@ def described(value, path=()):
         return "found a mapping"
     if isinstance(value, list | tuple):
         return "found a list"
-    if path[2:3] == ("environment",) or any(_PRIVATE.search(str(part)) for part in path):
+    if is_private(path):
         return f"found {_KINDS.get(type(value), 'something else')} (not shown)"
     if isinstance(value, bool):
         return f"found {str(value).lower()}"

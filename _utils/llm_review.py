@@ -9,7 +9,7 @@ import re
 import llm_catalogue
 import llm_secret
 import llm_source
-from llm_problem import Problem, unknown
+from llm_problem import Problem, guess, unknown
 from llm_source import Finding
 
 _ENVIRONMENT = re.compile(r"environments/([^/]+)\.sls")
@@ -27,11 +27,11 @@ def problems(pillar_root, salt_root=None, keyring=None, compiled=None, keys=None
     keyring
         The ``llm_keyring.Keyring`` of the secrets. Default: secrets are not looked at.
     compiled
-        A function that returns the compiled pillar of a host, and its errors as a list. Default:
-        the files are merged without Salt, which does for files without Jinja.
+        What ``compiler`` returns. Default: the files are merged without Salt, which does for files
+        without Jinja.
     keys
-        The ids of minions by the state of their keys (``accepted``, ``pending``). Default: not
-        looked at.
+        The keys that the master has of minions: ``accepted``, ids, and ``pending``, a fingerprint
+        by id. Default: not looked at.
     """
     sources = llm_source.read(pillar_root)
     pillar, whole = merged(sources)
@@ -178,7 +178,17 @@ def _missing_secrets(pillar, sources, sound):
 
 
 def _links(salt_root):
-    """Yield the links of the tree that would let minions read what they must not."""
+    """
+    Yield the links of the tree that are none, and those that would let minions read what they must
+    not.
+    """
+    for name in llm_source.FOLDERS:
+        path = os.path.join(salt_root, name)
+        if not os.path.islink(path):
+            kind = "a file" if os.path.isfile(path) else "a folder"
+            found = f"found {kind}" if os.path.exists(path) else "is missing"
+            hint = "clone again with links (git config core.symlinks true)"
+            yield Finding(f"salt/{name}", 0, f"{found}; expected a link to ../{name}; {hint}")
     allowed = {os.path.realpath(os.path.join(salt_root, "..", name)) for name in llm_source.FOLDERS}
     for folder, names, files in os.walk(salt_root):
         for name in sorted(names + files):
@@ -216,54 +226,71 @@ def _keys(pillar, keys, sources):
     """Yield the hosts whose key the master has not accepted."""
     site = pillar.get("site")
     hosts = site.get("hosts") if isinstance(site, dict) else None
-    for host in hosts if isinstance(hosts, dict) else ():
-        if host not in keys.get("accepted", ()):
-            pending = "yes" if host in keys.get("pending", ()) else "no"
-            problem = Problem(("site", "hosts", host), f"no accepted key (pending: {pending})", "")
-            yield located(problem, sources)
+    hosts = hosts if isinstance(hosts, dict) else {}
+    pending = keys["pending"]
+    others = [name for name in (*keys["accepted"], *pending) if name not in hosts]
+    for host in hosts:
+        if host not in keys["accepted"]:
+            waits = f"yes, fingerprint {pending[host]}" if host in pending else "no"
+            hint = "" if host in pending else guess(host, others)
+            found = f"no accepted key (pending: {waits})"
+            yield located(Problem(("site", "hosts", host), found, "", hint), sources)
 
 
 def _compiled(pillar, compiled, sources):
     """Yield what Salt makes of the files for each host, where they alone looked sound."""
+    read = ("services", f"environments.{pillar['site']['environment']}")
     for host in pillar["site"]["hosts"]:
-        whole, errors = compiled(host)
+        whole, errors = compiled(host, read)
         for error in errors:
-            yield _compile_error(error, sources)
+            yield compile_error(error)
         if not errors:
             for problem in llm_catalogue.problems(whole.get("llm"), host=host):
                 yield located(problem, sources)
 
 
-def _compile_error(error, sources):
-    """Return an error of Salt's as a ``Finding``: what and where, none of the file's text."""
+def compile_error(error):
+    """
+    Return an error of Salt's about the pillar as a ``Finding``: what and where, none of the file's
+    text.
+    """
     lines = [line for line in str(error).splitlines() if line.strip()]
     named = re.search(r"SLS '([\w./-]+)'", lines[0])
     file = f"{named[1].replace('.', '/')}.sls" if named else "top.sls"
     words = lines[1] if len(lines) > 1 and lines[0].rstrip().endswith("error:") else lines[0]
     number = re.search(r";? ?line (\d+)", words)
     text = words.replace(number[0], "") if number else words
+    if file.startswith("secrets/"):
+        text = "Salt cannot render it"
+    elif "see master log" in text:
+        text = "Salt cannot render it; salt-run llm.check says why"
     return Finding(f"pillar/{file}", int(number[1]) if number else 0, text[:200])
 
 
 def compiler(opts):
     """
-    Return a function that compiles the pillar of a host as the master does, for ``problems``.
+    Return a function that compiles the pillar of a host as the master does, for ``problems``. It
+    takes the host's id and the SLS files that others read, and returns the pillar and its errors:
+    those of a file that others read, where it has some, in place of those of its readers.
 
     opts
-        The configuration of a master, or of a minion with ``file_client: local``.
+        The configuration of a master, or of a minion.
     """
     import salt.pillar
 
-    def compiled(host):
+    def compiled(host, read):
         own = dict(opts, pillar_safe_render_error=False, pillar_cache=False, ext_pillar=[])
         own["file_client"] = "local"
         # Salt logs the lines around a mistake, which are not for everyone's eyes.
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
-            pillar = salt.pillar.Pillar(own, {"id": host}, host, "base").compile_pillar()
+            compiler_ = salt.pillar.Pillar(own, {"id": host}, host, "base")
+            pillar = compiler_.compile_pillar()
+            errors = pillar.pop("_errors", [])
+            alone = [compiler_.render_pstate(sls, "base", {})[2] for sls in read if errors]
         finally:
             logging.disable(before)
-        return pillar, pillar.pop("_errors", [])
+        return pillar, [error for found in alone for error in found] or errors
 
     return compiled

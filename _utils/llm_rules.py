@@ -4,6 +4,7 @@ What must hold between the parts of the pillar, beyond the shape of each.
 
 import ipaddress
 import re
+import urllib.parse
 
 import llm_schema
 from llm_catalogue import (
@@ -293,12 +294,24 @@ def _models(models):
         required = {"url": "sha256", "path": "sha256", "provider": "model"}.get(kinds[0])
         if required and required not in model:
             yield Problem((*path, required), "is missing", "")
+        if "secret" in model and _is_overheard(model.get("api_base", "")):
+            expected = "https://, or a private network's server: the secret would travel in clear"
+            yield Problem((*path, "api_base"), "found http://", expected)
         for index, other in enumerate(model.get("fallbacks", ())):
             where = (*path, "fallbacks", index)
             if other == name:
                 yield Problem(where, f'found "{other}"', "another model than itself")
             elif other not in models:
                 yield unknown(where, "model", models, other)
+
+
+def _is_overheard(url):
+    """Return whether what is sent to ``url`` can be read on its way through public networks."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme == "http" and not ipaddress.ip_address(parts.hostname).is_private
+    except ValueError:  # a name, if not an address in brackets that are none
+        return url.startswith("http://") and "." in re.split("[:/?#]", url[7:])[0]
 
 
 def _carried(pillar, names):

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,61}[a-z0-9]")
 HOST_NAME = re.compile(r"(?=.{1,253}$)(?!-)[a-z0-9-]+(?<!-)(\.(?!-)[a-z0-9-]+(?<!-))*")
+_KEYS = "key|token|secret|password|sig[a-z]*"  # how the names of keys in URLs end
 _LOOSE_SIZE = re.compile(r"\s*([0-9.]+)\s*([kmgt])i?b?\s*", re.IGNORECASE)
 _ADMINISTRATION = "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE MAC_ADMIN MAC_OVERRIDE NET_ADMIN SYS_ADMIN"
 _FILES = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID LEASE LINUX_IMMUTABLE MKNOD SETFCAP"
@@ -105,7 +106,7 @@ def _capability(value):
 
 
 def _url(value):
-    if re.search(r"//[^/]*@|[?&](key|token|secret|password|sig[a-z]*)=", value, re.IGNORECASE):
+    if re.search(rf"//[^/]*@|[?&][^=&]*({_KEYS})=", value, re.IGNORECASE):
         raise _wrong("a URL without a password or key in it", "put it into pillar/secrets")
     if not re.fullmatch(r"(https?://[^\s/]+|file:///)[^\s]*", value):
         raise _wrong("a URL such as https://host/model.gguf, without spaces")
@@ -361,7 +362,8 @@ def _problem(section, error, path):
         return Problem(where, "found a string", expected)
     hint = ""
     if kind == "string_type" and isinstance(found, bool | int | float):
-        hint = f"write {{raw}} in quotes (YAML {described(found).replace('found', 'read')})"
+        read = described(found, where).replace("found", "read")
+        hint = f"write {{raw}} in quotes (YAML {read})"
     elif kind.endswith("_type") and isinstance(found, str) and re.fullmatch("[0-9.]+", found):
         hint = "write it without quotes"
     return Problem(where, described(found, where), expected, hint)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 import yaml
-from llm_problem import key_path
+from llm_problem import is_private, key_path
 
 _JINJA = re.compile(r"\{[{%#]")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
@@ -41,6 +41,13 @@ class Source:
     jinja: bool = False
     places: dict = field(default_factory=dict)  # path: (line, text as written)
     findings: list = field(default_factory=list)
+
+    @property
+    def private(self):
+        """
+        Whether the file holds secrets: then nothing of its text may be shown, in whatever shape.
+        """
+        return self.name.startswith("pillar/secrets/")
 
     def say(self, line, text):
         """
@@ -103,7 +110,8 @@ def _check_jinja(source):
     try:
         jinja2.Environment(extensions=extensions).parse(source.text)  # noqa: S701
     except jinja2.TemplateSyntaxError as err:
-        source.say(err.lineno, f"Jinja: {err.message}")
+        words = "found a mistake" if source.private else err.message
+        source.say(err.lineno, f"Jinja: {words}")
 
 
 def _parse(source):
@@ -120,8 +128,9 @@ def _parse(source):
         source.document = loader.construct_document(node)
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
-        words = " ".join(filter(None, (err.context, err.problem)))
-        source.say(mark.line + 1, f"column {mark.column + 1}: {words}; expected YAML")
+        words = [] if source.private else filter(None, (err.context, err.problem))
+        text = "; ".join(filter(None, (" ".join(words), "expected YAML")))
+        source.say(mark.line + 1, f"column {mark.column + 1}: {text}")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:
         source.say(getattr(err, "lineno", 0), f"cannot be read as YAML ({type(err).__name__})")
         return
@@ -151,8 +160,9 @@ def _walk(source, node, path):
         elif not isinstance(key, yaml.ScalarNode):
             source.say(line, f"{where}: found a key that is no string")
         elif key.tag != "tag:yaml.org,2002:str":
-            read = "YAML does not read as a string"
-            source.say(line, f'{where}: found a key that {read}; write "{name}" in quotes')
+            read = "found a key that YAML does not read as a string"
+            shown = ("?", "it") if source.private else (name, f'"{name}"')
+            source.say(line, f"{_shown((*path, shown[0]))}: {read}; write {shown[1]} in quotes")
         else:
             if name in kept:
                 first = kept[name][0].start_mark.line + 1
@@ -172,4 +182,6 @@ def _trap(source, node, path):
         return
     if _SEXAGESIMAL.fullmatch(node.value) or _PADDED.fullmatch(node.value):
         read = f'YAML reads {node.value} as another number; write "{node.value}" in quotes'
+        if source.private or is_private(path):
+            read = "YAML reads this as another value; quote it"
         source.say(node.start_mark.line + 1, f"{_shown(path)}: {read}")

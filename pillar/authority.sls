@@ -1,13 +1,10 @@
 {#- What the authority signs: for each host and service one policy, with everything but the key
     fixed, so that no host can get another's certificate. -#}
 {%- from 'names.jinja' import names %}
-{%- import_yaml 'site.yaml' as site %}
-{%- import_yaml 'services.sls' as catalogue %}
-{%- import_yaml 'environments/' ~ site.environment ~ '.sls' as environment %}
-{%- set days = (environment.llm.certificates | default(catalogue.llm.certificates)).days %}
+{%- from 'catalogue.jinja' import site, services, certificates with context %}
 x509_signing_policies:
 {%- for host, carried in site.hosts.items() %}
-  {%- for name, service in catalogue.llm.services.items() if service.certificate is defined %}
+  {%- for name, service in services.items() if service.certificate %}
   {{ host }}-{{ name }}:
     - minions: {{ host }}
     - signing_private_key: {{ site.root }}/authority/ca.key
@@ -19,7 +16,7 @@ x509_signing_policies:
     - extendedKeyUsage: serverAuth, clientAuth
     - subjectKeyIdentifier: hash
     - authorityKeyIdentifier: keyid
-    - days_valid: {{ days }}
+    - days_valid: {{ certificates.days }}
     - digest: sha256
     # What a host could otherwise ask for beside them: other times, extensions, a file here.
     - not_before: null

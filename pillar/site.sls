@@ -1,6 +1,5 @@
 {%- from 'names.jinja' import names %}
-{%- import_yaml 'site.yaml' as site %}
-{%- import_yaml 'services.sls' as catalogue %}
+{%- from 'catalogue.jinja' import site, services with context %}
 {%- set carried = (site.hosts | default({})).get(opts.id) or {} %}
 # What site.yaml says, and what it makes of this minion.
 llm:
@@ -9,7 +8,7 @@ llm:
   roles: {{ carried.get('roles', []) | json }}
   {%- if carried %}
   names:                        # in its certificates
-  {%- for name, service in catalogue.llm.services.items() if service.certificate is defined %}
+  {%- for name, service in services.items() if service.certificate %}
     {{ name }}: {{ names(site, opts.id, name, service) }}
   {%- endfor %}
   {%- endif %}

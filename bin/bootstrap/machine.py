@@ -14,6 +14,7 @@ from .installation import REPOSITORY
 
 GIB = 1024**3
 PYTHONS = ((3, 11), (3, 13))
+LINKS = ("_modules", "_states", "_utils", "orch")  # of salt/, each to the folder beside it
 MEMORY = 3 * GIB  # of the machine: Salt 0.5, the five services 1.5, a build beside them 1
 FIRST = {  # bytes that the first `make up` writes, measured and rounded up
     "the Python environment": GIB // 2,
@@ -28,6 +29,7 @@ def problems(installation):
     if found:
         return found  # the rest would only repeat them
     missing = packages.missing()
+    found += links()
     found += memory()
     found += disk(installation)
     found += ports(installation)
@@ -68,6 +70,18 @@ def release(path="/etc/os-release"):
         return {}
     pairs = (line.split("=", 1) for line in lines if "=" in line)
     return {key: value.strip().strip("\"'") for key, value in pairs}
+
+
+def links(repository=REPOSITORY):
+    """Yield each link of the checkout that a copy or a file system has made something else of."""
+    for name in LINKS:
+        path = repository / "salt" / name
+        if not path.is_symlink():
+            kind = ("a folder" if path.is_dir() else "a file") if path.exists() else "missing"
+            yield (
+                f"salt/{name} is {kind}, expected a link to ../{name}: clone again with links"
+                " (git config core.symlinks true)"
+            )
 
 
 def memory():

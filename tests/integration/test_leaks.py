@@ -106,6 +106,14 @@ def _deploy(run):
     with _template(platform, "{{ secrets['cache.passwort'] }}\nrouter_settings:"):
         done = run.did("a template that cannot be rendered", platform.deploy(check=False))
         assert done.returncode == 1
+    spoilt = f"#!jinja|yaml|gpg\n# {run.canaries['cache.password']}\nllm: {{{{ typo }}}}\n"
+    with platform.changed("pillar/secrets/cache.sls", spoilt):
+        for name, apply in (("by the master", platform.salt), ("by the minion", platform.call)):
+            target = ("*",) if apply == platform.salt else ("--local",)
+            done = run.did(f"a pillar spoilt, {name}", apply(*target, "state.apply", check=False))
+            assert done.returncode != 0
+        done = run.did("llm.check of a pillar spoilt", platform.run("llm.check", check=False))
+        assert "pillar/secrets/cache.sls:3: " in done.stdout
     assert run.services() == after
 
 

@@ -8,6 +8,15 @@ import pytest
 
 from tests.support.platform import changes
 
+IN_CLEAR = "#!yaml|gpg\nllm: {secrets: {cache: {password: hidden-in-clear}}}\n"
+COMMANDS = [
+    ("run", "state.orchestrate", "orch.deploy"),
+    ("salt", "*", "state.apply"),
+    ("salt", "-I", "llm:roles:rate-limiter", "state.apply", "rate-limiter"),
+    ("call", "state.apply"),
+    ("call", "--local", "state.apply"),
+]
+
 
 def _orchestration(platform, *arguments):
     done = platform.deploy("--out=json", *arguments)
@@ -63,3 +72,28 @@ def test_a_dry_run_says_what_then_happens(platform, way):
     assert foreseen == done
     assert "memory 128m → 160m" in str(done)
     assert way(platform).keys() == {"rate-limiter is running"}
+
+
+@pytest.fixture
+def _spoilt(platform):
+    """Files with mistakes that a compiled pillar hides."""
+    text = (platform.pillar / "site.yaml").read_text()
+    site = text.replace(f"public_port: {platform.port}", "public_port: 22:22")
+    with (
+        platform.changed("pillar/site.yaml", site),
+        platform.changed("pillar/secrets/cache.sls", IN_CLEAR),
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("_spoilt")
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_mistake_that_a_compiled_pillar_hides_is_refused(platform, command):
+    before = platform.containers()
+    program, *arguments = command
+    done = getattr(platform, program)(*arguments, check=False)
+    assert done.returncode != 0
+    assert platform.containers() == before
+    assert "public_port: YAML reads 22:22 as another number" in done.stdout
+    assert "cache.password: is not encrypted" in done.stdout
+    assert "hidden-in-clear" not in done.stdout + done.stderr

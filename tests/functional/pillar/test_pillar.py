@@ -86,6 +86,67 @@ def test_pillar_of_each_environment(compiled, edit, environment):
     assert llm_catalogue.problems(compiled("node1")["llm"], host="node1") == []
 
 
+@pytest.fixture
+def override(pillar_root):
+    """A function that lays something upon the environment's file."""
+
+    def override_(change):
+        path = pillar_root / "environments" / "dev.sls"
+        environment = yaml.safe_load(path.read_text())
+        change(environment["llm"])
+        path.write_text(yaml.safe_dump(environment))
+
+    return override_
+
+
+def _policies(compiled):
+    return compiled("node1")["x509_signing_policies"]
+
+
+def test_environment_gives_a_service_secrets(compiled, override, edit):
+    edit(lambda site: site["hosts"].update(node2={"address": "10.0.0.2", "roles": ["cache"]}))
+    override(lambda llm: llm["services"]["cache"].update(secrets=["cache.password", "head.key"]))
+    assert set(compiled("node2")["llm"]["secrets"]) == {"cache", "head"}
+
+
+def test_environment_has_a_service_run_everywhere(compiled, override, edit):
+    edit(lambda site: site["hosts"].update(node2={"address": "10.0.0.2", "roles": []}))
+    override(lambda llm: llm["services"]["cache"].update(every_host=True))
+    assert set(compiled("node2")["llm"]["secrets"]) == {"cache"}
+
+
+def test_environment_gives_a_service_a_certificate(compiled, override):
+    override(lambda llm: llm["services"]["head"].update(certificate="internal"))
+    assert compiled("node1")["llm"]["names"]["head"] == ["DNS:head.node1.llm"]
+    assert "node1-head" in _policies(compiled)
+
+
+def test_environment_takes_a_certificate_away(compiled, override):
+    override(lambda llm: llm["services"]["mesh"].update(certificate=""))
+    assert "mesh" not in compiled("node1")["llm"]["names"]
+    assert "node1-mesh" not in _policies(compiled)
+
+
+def test_environment_adds_a_service(compiled, override, edit):
+    service = {"image": "cache", "version": "8.1", "slot": 9, "port": 6400, "user": 10009}
+    service |= {"secrets": ["head.key"], "certificate": "internal", "health": {"tcp": True}}
+    edit(lambda site: site["hosts"].update(node2={"address": "10.0.0.2", "roles": ["second"]}))
+    override(lambda llm: llm["services"].update(second=service))
+    pillar = compiled("node2")["llm"]
+    assert set(pillar["secrets"]) == {"head"}
+    assert pillar["names"]["second"] == ["DNS:second.node2.llm"]
+    assert "node2-second" in _policies(compiled)
+
+
+def test_environment_says_one_thing_of_certificates_alone(compiled, override):
+    override(lambda llm: llm.update(certificates={"renew_days": 20}))
+    pillar = compiled("node1")
+    assert "_errors" not in pillar
+    policies = pillar["x509_signing_policies"].values()
+    days = {key: each[key] for policy in policies for each in policy for key in each}
+    assert days["days_valid"] == 90
+
+
 def test_check_of_a_sound_pillar(reviewed):
     assert reviewed() == []
 

@@ -5,6 +5,7 @@ can trust, secrets that stay where they belong.
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -83,7 +84,7 @@ def test_checked_fails_before_anything_else(call, repository, pillar_root):
     ret = next(iter(answer.values()))
     assert ret["result"] is False
     assert ret["changes"] == {}
-    assert ret["comment"].startswith("pillar/site.yaml: public_port: found 84430; expected")
+    assert re.match(r"pillar/site.yaml:\d+: public_port: found 84430; expected", ret["comment"])
 
 
 def test_check_ends_with_0_or_1(command, pillar_root):

@@ -56,6 +56,13 @@ def test_file_server_serves_the_states_and_not_the_pillar(master, repository):
     assert master["fileserver_followsymlinks"] is True
 
 
+def test_no_log_takes_what_prints_the_text_of_the_pillar(master, minion):
+    for daemon in (master, minion):
+        levels = daemon["log_granular_levels"]
+        for logger in ("salt.pillar", "salt.utils.templates", "salt.loaded.int.render.gpg"):
+            assert levels[logger] == "quiet"
+
+
 def test_all_of_salt_lies_below_its_folder(installation, master, minion):
     for name in ("pki_dir", "cachedir", "sock_dir", "pidfile", "log_file", "gpg_keydir"):
         for daemon in (master, minion):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from unittest.mock import create_autospec
 
+import llm_source
 import pytest
 
 from bootstrap import engine, environment, listeners, machine, packages
@@ -100,6 +101,27 @@ def test_disk_asks_little_once_all_is_there(installation, monkeypatch):
     assert not list(machine.disk(installation))
 
 
+def test_links_are_as_git_keeps_them(repository):
+    assert not list(machine.links(repository))
+
+
+def test_links_that_became_something_else(tmp_path):
+    (tmp_path / "salt" / "_states").mkdir(parents=True)
+    (tmp_path / "salt" / "_utils").symlink_to("../_utils")
+    (tmp_path / "salt" / "orch").write_text("../orch")
+    found = list(machine.links(tmp_path))
+    hint = ": clone again with links (git config core.symlinks true)"
+    assert found == [
+        f"salt/_modules is missing, expected a link to ../_modules{hint}",
+        f"salt/_states is a folder, expected a link to ../_states{hint}",
+        f"salt/orch is a file, expected a link to ../orch{hint}",
+    ]
+
+
+def test_links_are_those_that_the_review_knows():
+    assert machine.LINKS == llm_source.FOLDERS
+
+
 def test_root_of_somebody_else_is_refused(installation):
     installation.root.mkdir()
     assert not list(machine.root(installation))
@@ -133,12 +155,14 @@ def test_problems_come_all_at_once(site, port, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(machine, "release", lambda: {"ID": "debian", "VERSION_ID": "13"})
     monkeypatch.setattr(machine, "memory", lambda: ["too little memory"])
+    monkeypatch.setattr(machine, "links", lambda: ["salt/orch is a file"])
     monkeypatch.setattr(packages, "missing", lambda: ["gcc"])
     monkeypatch.setattr(packages, "mirrors", lambda: ["http://127.0.0.1:1/debian"])
     monkeypatch.setattr(engine, "problems", lambda: ["no engine"])
     monkeypatch.setattr(environment, "is_current", lambda _: True)
     found = "\n".join(machine.problems(installation))
-    for part in ("memory", f"port {port}", "not ours", "no engine", "127.0.0.1:1", "gcc"):
+    ours = ("memory", "salt/orch", f"port {port}", "not ours")
+    for part in (*ours, "no engine", "127.0.0.1:1", "gcc"):
         assert part in found
 
 

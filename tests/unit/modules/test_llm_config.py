@@ -1,6 +1,9 @@
+import os
 from unittest.mock import patch
 
 import llm_catalogue
+import llm_review
+import llm_secret
 import pytest
 from salt.exceptions import CommandExecutionError
 
@@ -60,7 +63,67 @@ def test_check_knows_nothing_secret_of_the_verdict(llm_config, tmp_path):
 def test_check_reports_a_pillar_that_did_not_compile(configure_loader, pillar):
     errors = {"llm": pillar, "_errors": ["SLS 'x' failed\nllm: {secrets: canary}"]}
     found = configure_loader(llm_config_module, pillar=errors).check()
-    assert found == ["SLS 'x' failed"]
+    assert found == ["pillar/x.sls: SLS 'x' failed"]
+
+
+def test_check_tells_what_salt_keeps_in_the_masters_log(configure_loader, pillar):
+    told = "Rendering SLS 'site' failed. Please see master log for details."
+    found = configure_loader(llm_config_module, pillar={"llm": pillar, "_errors": [told]}).check()
+    assert found == ["pillar/site.sls: Salt cannot render it; salt-run llm.check says why"]
+
+
+@pytest.fixture
+def here(configure_loader, pillar, pillar_root, repository, keyring):
+    """The module on a host that has the files, with every secret that the platform needs."""
+    merged = llm_catalogue.merged
+    services = {name: merged(pillar["defaults"], own) for name, own in pillar["services"].items()}
+    llm_secret.generate(pillar_root, keyring, services, pillar["site"])
+    roots = {
+        "pillar_roots": {"base": [str(pillar_root)]},
+        "module_dirs": [str(repository)],
+        "gpg_keydir": keyring.folder,
+    }
+    return lambda **more: configure_loader(llm_config_module, opts=roots, **more)
+
+
+def test_check_finds_nothing_in_the_files_as_they_are(here):
+    assert here().check() == []
+
+
+def test_check_finds_in_the_files_what_the_compiled_pillar_hides(here, pillar_root):
+    site, secrets = pillar_root / "site.yaml", pillar_root / "secrets" / "cache.sls"
+    site.write_text(site.read_text().replace("public_port: 8443", "public_port: 22:22"))
+    secrets.write_text("#!yaml|gpg\nllm: {secrets: {cache: {password: canary}}}\n")
+    found = here().check()
+    assert len(found) == 2
+    assert found[0].startswith("pillar/secrets/cache.sls:2: cache.password: is not encrypted")
+    assert "public_port: YAML reads 22:22 as another number" in found[1]
+
+
+def test_check_looks_into_files_that_nobody_changed_once(here):
+    with patch.object(llm_review, "problems", autospec=True, return_value=[]) as problems:
+        assert here().check() == here().check() == []
+    problems.assert_called_once()
+
+
+@pytest.mark.parametrize(
+    ("file", "word", "other"),
+    [("site.yaml", "environment:", "enviromnent:"), ("secrets/cache.sls", "password", "passwort")],
+)
+def test_check_looks_again_into_a_file_that_changed(here, pillar_root, file, word, other):
+    assert here().check() == []
+    path = pillar_root / file
+    before = path.stat()
+    path.write_text(path.read_text().replace(word, other))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert here().check() != []
+
+
+def test_check_looks_again_when_a_file_is_gone(here, pillar_root):
+    assert here().check() == []
+    (pillar_root / "secrets" / "cache.sls").unlink()
+    assert here().check() != []
 
 
 @pytest.mark.parametrize("minion", ["Node1", "node1.example.com", "node11"])

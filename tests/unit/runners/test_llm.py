@@ -10,6 +10,7 @@ import pytest
 import salt.utils.args
 
 from _runners import llm as llm_runner
+from bootstrap.keys import fingerprint
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def llm(configure_loader, pillar_root, keyring, repository, tmp_path, event, out
         "file_roots": {"base": [str(repository / "salt")]},
         "gpg_keydir": keyring.folder,
         "pki_dir": str(tmp_path / "pki"),
+        "hash_type": "sha256",
         **output,
     }
     return configure_loader(llm_runner, opts=opts, context=context, jid_event=event)
@@ -65,6 +67,17 @@ def test_commands_keep_their_arguments_for_salt(command):
     assert salt.utils.args.get_function_argspec(function).args == list(
         inspect.signature(function).parameters
     )
+
+
+def test_check_shows_the_fingerprint_of_a_key_that_waits(llm, generated, tmp_path, event, capsys):
+    event.print_func = print
+    for folder, minion in (("minions", "other"), ("minions_pre", "node1")):
+        path = tmp_path / "pki" / folder / minion
+        path.parent.mkdir(parents=True)
+        path.write_text("-----BEGIN PUBLIC KEY-----\nMIIBIjANBg\n-----END PUBLIC KEY-----\n")
+    assert llm.check()["retcode"] == 1
+    expected = f"hosts.node1: no accepted key (pending: yes, fingerprint {fingerprint(path)})"
+    assert expected in capsys.readouterr().out
 
 
 def test_secret_generate_says_what_it_made(llm, capsys, context):

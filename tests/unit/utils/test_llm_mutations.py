@@ -312,6 +312,33 @@ def test_problems_of_junk(value):
     assert llm_catalogue.problems(value, host="node1")
 
 
+TRAPS = [
+    "1_234_567{}", "12:34:56", "0{}", "!{}", "*{}", "{} {{{{ x", "{}: : [", '"{}', "&{} {}",
+    "{{{{ x {} }}}}", "{{% {} %}}", "[{}", "[{}]", "{{{}: {}}}", "|\n{}", "{}\n\t{}",
+    "!!int {}", "!!binary {}", "{}\x00", "%{}", "@{}", "`{}", "{}\n      password: {}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("renderer", ["#!yaml|gpg", "#!jinja|yaml|gpg", ""])
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_problems_of_a_wrong_file_of_secrets(pillar_root, keyring, renderer, data):
+    secret = data.draw(st.sampled_from(["9173046", "S3cretCanary"]))
+    value = data.draw(st.sampled_from(TRAPS)).format(secret, secret)
+    if value == "12:34:56":
+        secret = value
+    path = pillar_root / "secrets" / "cache.sls"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{renderer}\nllm:\n  secrets:\n    cache:\n      password: {value}\n")
+    try:
+        found = llm_review.problems(pillar_root, keyring=keyring)
+    finally:
+        path.unlink()
+    assert any(line.startswith("pillar/secrets/cache.sls") for line in found), value
+    assert secret not in "\n".join(found)
+    assert secret.replace(":", "") not in "\n".join(found)
+
+
 @pytest.fixture(scope="module")
 def pillar_root(repository, tmp_path_factory):
     """A copy of the pillar, which each example writes anew."""

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import llm_review
+import llm_source
 import pytest
 
 
@@ -38,6 +39,7 @@ HEAD = "    head:\n      image: head"
 CACHE = "    cache:\n      image: cache"
 ROLES = "roles: [cache, model-proxy, head, rate-limiter, tail]"
 TINY = "  tiny: {generated: true}"
+HOSTED = TINY + '\n  x: {provider: openai, model: x, secret: providers.x, api_base: "URL"}'
 
 # name: file, what stands there, what someone writes, the line that must come out of it.
 MISTAKES = {
@@ -151,7 +153,7 @@ MISTAKES = {
         "top.sls",
         "    - services\n",
         "    - services\n    - monitoring\n",
-        r'pillar/top.sls:7: no such file "monitoring"',
+        r'pillar/top.sls:6: no such file "monitoring"',
     ),
     "an unknown environment": (
         SITE,
@@ -418,6 +420,18 @@ MISTAKES = {
         '  tiny: {url: "https://me:hidden@host/x.gguf", sha256: "' + "0" * 64 + '"}',
         "models.tiny.url: found .*; expected a URL without a password or key in it",
     ),
+    "a key sent in clear over the internet": (
+        SITE,
+        TINY,
+        HOSTED.replace("URL", "http://api.example.com:8080/v1"),
+        "models.x.api_base: found http://; expected https://, or a private network's server",
+    ),
+    "a key sent in clear to a public address": (
+        SITE,
+        TINY,
+        HOSTED.replace("URL", "http://9.9.9.9/v1"),
+        "models.x.api_base: found http://; expected https://",
+    ),
     "a URL without its sum": (
         SITE,
         TINY,
@@ -529,12 +543,21 @@ MISTAKES = {
     ),
 }
 # What the environment may say of a variable, and how YAML takes it.
-for _value in ("yes", "off", "1.10", "null", "12"):
+for _value in ("yes", "off", "1.10", "null", "12", "010", "1_000"):
     MISTAKES[f"a variable that is {_value}"] = (
         SERVICES,
         "environment: {} ",
         f"environment: {{DEBUG: {_value}}} ",
         r"services.sls:\d+: defaults.environment.DEBUG: found .*; expected a string",
+    )
+
+
+for _name in ("api_key", "key", "access_token", "X-Amz-Signature", "sig", "Client_Secret"):
+    MISTAKES[f"a URL with {_name} in it"] = (
+        SITE,
+        TINY,
+        HOSTED.replace("URL", f"https://host/v1?a=b&{_name}=hidden"),
+        "models.x.api_base: found .*; expected a URL without a password or key in it",
     )
 
 
@@ -550,6 +573,21 @@ def test_problems_says_what_is_wrong(pillar_root, spoil, mistake):
     assert any(re.search(expected, line) for line in found), found
     assert all(line.startswith("pillar/") for line in found)
     assert "hidden" not in "\n".join(found)
+
+
+def test_problems_takes_a_variable_that_looks_like_a_date_as_it_is_written(pillar_root, spoil):
+    spoil(SERVICES, "environment: {} ", "environment: {DAY: 2026-01-01} ")
+    assert llm_review.problems(pillar_root) == []
+    pillar, _ = llm_review.merged(llm_source.read(pillar_root))
+    assert pillar["defaults"]["environment"] == {"DAY": "2026-01-01"}
+
+
+@pytest.mark.parametrize("value", ["1_000", "010", "12:34:56", "1.10"])
+def test_problems_shows_no_value_of_a_variable(pillar_root, spoil, value):
+    spoil(SERVICES, "environment: {} ", f"environment: {{PIN: {value}}} ")
+    found = llm_review.problems(pillar_root)
+    assert found
+    assert not any(value in line for line in found), found
 
 
 def test_problems_lists_the_mistakes_of_all_files_at_once(pillar_root, spoil):
@@ -603,11 +641,59 @@ def test_problems_of_a_missing_file(pillar_root, file):
     assert llm_review.problems(pillar_root) != []
 
 
-def test_problems_of_keys_that_the_master_has_not_accepted(pillar_root):
-    found = llm_review.problems(pillar_root, keys={"accepted": ["other"], "pending": ["node1"]})
-    assert len(found) == 1
-    assert re.search(r"site.yaml:\d+: hosts.node1: no accepted key \(pending: yes\)", found[0])
-    assert llm_review.problems(pillar_root, keys={"accepted": ["node1"]}) == []
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.example.com/v1",
+        "http://10.110.0.1:8080/v1",
+        "http://127.0.0.1/v1",
+        "http://[::1]:8080/v1",
+        "http://localhost:8080/v1",
+        "http://gpu-host/v1?version=1.2",
+        "https://api.example.com/v1?max_tokens=5",
+    ],
+)
+def test_problems_finds_none_in_a_provider_that_nobody_overhears(pillar_root, spoil, url):
+    spoil(SITE, TINY, HOSTED.replace("URL", url))
+    assert llm_review.problems(pillar_root) == []
+
+
+def test_problems_finds_none_in_a_provider_without_a_key_over_http(pillar_root, spoil):
+    model = HOSTED.replace("secret: providers.x, ", "")
+    spoil(SITE, TINY, model.replace("URL", "http://example.com/v1"))
+    assert llm_review.problems(pillar_root) == []
+
+
+@pytest.mark.parametrize(
+    ("accepted", "pending", "expected"),
+    [
+        (["other"], {"node1": "ab:cd"}, "(pending: yes, fingerprint ab:cd)"),
+        (["other"], {}, "(pending: no)"),
+        (["Node1"], {}, '(pending: no); did you mean "Node1"?'),
+        (["other", "node1.example.com"], {}, '(pending: no); did you mean "node1.example.com"?'),
+        (["other"], {"NODE1": "ab:cd"}, '(pending: no); did you mean "NODE1"?'),
+    ],
+)
+def test_problems_of_a_key_that_the_master_has_not_accepted(
+    pillar_root, accepted, pending, expected
+):
+    keys = {"accepted": accepted, "pending": pending}
+    (found,) = llm_review.problems(pillar_root, keys=keys)
+    assert re.search(r"site.yaml:\d+: hosts.node1: no accepted key ", found)
+    assert found.endswith(expected)
+
+
+def test_problems_finds_none_in_accepted_keys(pillar_root):
+    keys = {"accepted": ["node1"], "pending": {}}
+    assert llm_review.problems(pillar_root, keys=keys) == []
+
+
+def test_problems_takes_the_key_of_another_host_for_no_other_spelling(pillar_root, spoil):
+    spoil(SITE, "hosts:  ", "hosts:\n  node2: {address: 10.0.0.2, roles: []}  ")
+    spoil(SITE, "address: 127.0.0.1", "address: 10.0.0.1")
+    keys = {"accepted": ["node1"], "pending": {}}
+    (found,) = llm_review.problems(pillar_root, keys=keys)
+    assert found.endswith("hosts.node2: no accepted key (pending: no)")
 
 
 @pytest.fixture
@@ -620,6 +706,18 @@ def salt_root(repository, tmp_path):
 
 def test_problems_finds_none_in_the_tree_as_it_is(pillar_root, salt_root):
     assert llm_review.problems(pillar_root, salt_root=salt_root) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_problems_of_a_link_that_became_something_else(pillar_root, salt_root, kind):
+    path = salt_root / "orch"
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.write_text("../orch")
+    (found,) = llm_review.problems(pillar_root, salt_root=salt_root)
+    assert found == (
+        f"salt/orch: found a {kind}; expected a link to ../orch; "
+        "clone again with links (git config core.symlinks true)"
+    )
 
 
 @pytest.mark.parametrize("target", ["../pillar", "/etc", "../pillar/site.yaml", "nowhere"])
