@@ -259,8 +259,14 @@ class _Planner:
         return reasons
 
     def edited(self, found, spec):
-        """Return the files that ``found`` may have read otherwise than they should be."""
-        return sorted({*found.edited, *spec["edited"]}) if found.live else []
+        """
+        Return the files that ``found`` may have read otherwise than they should be. One that is to
+        be another anyway was not changed by hand.
+        """
+        if not found.live:
+            return []
+        meant = dict(found.parts.get("files", {}).items() & spec["files"].items())
+        return sorted({*found.edited, *spec["edited"]} & meant.keys())
 
     def replica(self, replica, serving):
         """Plan one replica; ``serving`` maps replicas to the containers that serve by then."""

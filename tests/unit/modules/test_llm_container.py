@@ -284,6 +284,8 @@ def test_plan_replaces_what_has_read_a_file_that_was_changed_by_hand(host, tmp_p
     second = 1767225601  # the first of 2026, and so after the start
     os.utime(path, (second, second))
     assert host.plan(spec)["changes"] == changes
+    meant = host.plan(edited | {"files": {"config.yaml": "another"}})["changes"]
+    assert meant == {"llm-head-1-g2": ["replace: llm-head-1-g1: file config.yaml changed"]}
     assert host.apply(spec)["errors"] == []
     host.engine.found[host.engine.named("llm-head-1-g2")["Id"]]["State"]["StartedAt"] = (
         "2026-01-01T00:00:02.000000001Z"
