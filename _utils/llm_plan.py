@@ -266,7 +266,9 @@ class _Planner:
         if not found.live:
             return []
         meant = dict(found.parts.get("files", {}).items() & spec["files"].items())
-        return sorted({*found.edited, *spec["edited"]} & meant.keys())
+        # It has read nothing of a folder that it does not mount.
+        here = spec["edited"] if found.parts.get("mounts") == spec["mounts"] else []
+        return sorted({*found.edited, *here} & meant.keys())
 
     def replica(self, replica, serving):
         """Plan one replica; ``serving`` maps replicas to the containers that serve by then."""
