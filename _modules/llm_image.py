@@ -294,6 +294,7 @@ def _build_one(builder, recipe, offered):
     more = {}
     if suite := recipe.default("SUITE"):
         more["mirrors.sources"] = llm_mirror.sources(suite).encode()
+        more["authorities.pem"] = llm_mirror.authorities()
     builder.build(recipe.reference, recipe.context(more), recipe.arguments(offered), recipe.folder)
     log.info("image %s: built in %.0f s", recipe.folder, time.monotonic() - start)
 

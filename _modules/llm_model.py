@@ -15,13 +15,13 @@ import ssl
 import time
 import urllib.parse
 
+import llm_catalogue
 from llm_size import rounded as _size
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_model"
 __func_alias__ = {"list_": "list"}
 
-SUFFIX = ".gguf"
 RESERVE = 64 << 20  # bytes of the disk that a model leaves free
 TRIES = 6  # attempts in a row that bring nothing
 PATIENCE = 20  # seconds between attempts, at most
@@ -48,7 +48,8 @@ def list_():
 
         salt '*' llm_model.list
     """
-    return sorted(path.name.removesuffix(SUFFIX) for path in _folder().glob(f"[!.]*{SUFFIX}"))
+    files = _folder().glob("[!.]*.gguf")
+    return sorted(file.stem.replace("%2F", "/") for file in files)
 
 
 def checksum(name):
@@ -84,18 +85,19 @@ def need(name, url=None, path=None):
         Where it comes from, one of them.
 
     Returns ``{"source": where from, "size": bytes or None when unknown, "free": bytes}``; what of
-    it is here already does not count.
+    it is here already, or is linked, does not count.
 
     Raises ``CommandExecutionError`` when it cannot be read there.
     """
-    source = _source(url, path)
-    size = _remote_size(url) if url else _local(path).stat().st_size
-    part = _part(name)
-    if size and url:
-        size = max(0, size - _length(part))
-    folder = _folder()
+    source, folder = _source(url, path), _folder()
     while not folder.exists():
         folder = folder.parent
+    if url:
+        size = _remote_size(url)
+        size = size and max(0, size - _length(_part(name)))
+    else:
+        file = _local(path)
+        size = 0 if _is_linkable(file, folder) else file.stat().st_size
     return {"source": source, "size": size, "free": shutil.disk_usage(folder).free - RESERVE}
 
 
@@ -136,6 +138,10 @@ def bring(name, sha256, url=None, path=None):
         )
     if part.stat().st_nlink == 1:  # a link is somebody else's file as well
         part.chmod(0o444)
+        kept = _kept(name)
+        if not file.exists() and kept.get("sha256") == found:
+            # Somebody has removed it; containers that have read it need not be replaced.
+            os.utime(part, ns=(kept["stamp"][1],) * 2)
     part.replace(file)
     part.unlink(missing_ok=True)  # two links to one file: the move left it
     _note(name).write_text(json.dumps({"stamp": _stamp(file), "sha256": found}))
@@ -179,15 +185,15 @@ def _folder():
 
 
 def _file(name):
-    return _folder() / f"{name}{SUFFIX}"
+    return _folder() / llm_catalogue.model_file(name)
 
 
 def _note(name):
-    return _folder() / f".{name}.json"
+    return _folder() / f".{_file(name).stem}.json"
 
 
 def _part(name):
-    return _folder() / f".{name}{SUFFIX}.part"
+    return _folder() / f".{_file(name).name}.part"
 
 
 def _length(part):
@@ -225,7 +231,8 @@ def _source(url, path):
 def _local(path):
     file = pathlib.Path(path)
     if not file.is_file():
-        raise CommandExecutionError(f"{path} is not a file of this host")
+        host = __salt__["llm_config.platform"]()["host"]
+        raise CommandExecutionError(f"source file {path} missing on host {host}")
     return file
 
 
@@ -239,13 +246,20 @@ def _check_room(name, size, folder):
 
 def _copy(source, part):
     part.unlink(missing_ok=True)
-    found = source.stat()
-    # A link shares owner and mode with the original: only where every container may read it.
-    if found.st_dev == part.parent.stat().st_dev and found.st_mode & 0o004:
+    if _is_linkable(source, part.parent):
         os.link(source, part)
         return
-    _check_room(source.name, found.st_size, part.parent)
+    _check_room(source.name, source.stat().st_size, part.parent)
     shutil.copyfile(source, part)
+
+
+def _is_linkable(source, folder):
+    """
+    Return whether a link in ``folder`` will do for file ``source``, whose owner and mode it shares:
+    every container must be able to read it.
+    """
+    found = source.stat()
+    return found.st_dev == folder.stat().st_dev and bool(found.st_mode & 0o004)
 
 
 def _client():

@@ -47,7 +47,10 @@ def check(engine_expected=True):
     containers = _containers(engine)
     problems += _memory(platform, services, containers)
     problems += _processors(platform, services, engine)
-    problems += _disk(platform, services, engine)
+    models, missing = _models(platform, services)
+    problems += missing
+    problems += _disk(platform, services, engine, models)
+    problems += _certificate(platform, services)
     problems += _ports(platform, services, containers)
     problems += _devices(services, engine)
     problems += _queues()
@@ -133,27 +136,63 @@ def _processors(platform, services, engine):
     return problems
 
 
-def _disk(platform, services, engine):
-    wanted = platform["preflight"]["disk_free"]
+def _models(platform, services):
+    """Return how many bytes of models are still to come, and those that cannot be had."""
+    size, problems = 0, []
+    if not any(service["models"] for service in services):
+        return size, problems
+    for name, model in platform["site"]["models"].items():
+        if "file" not in model or __salt__["llm_model.checksum"](name) == model["sha256"]:
+            continue
+        place = {key: model[key] for key in ("url", "path") if key in model}
+        try:
+            size += __salt__["llm_model.need"](name, **place)["size"] or 0
+        except CommandExecutionError as err:
+            remedy = f"put it there, or change models:{name} in pillar/site.yaml"
+            problems.append((f"model {name}", str(err), "its file", remedy))
+    return size, problems
+
+
+def _certificate(platform, services):
+    """The files of the user's own certificate, where a service shows it to the world."""
+    if not any(service["certificate"] == "public" for service in services):
+        return []
+    own = platform["site"]["public_certificate"]
+    remedy = "put it there, or change public_certificate in pillar/site.yaml"
+    return [
+        (part, f"source file {own[part]} missing on host {platform['host']}", "it", remedy)
+        for part in ("certificate", "key")
+        if part in own and not os.path.isfile(own[part])
+    ]
+
+
+def _disk(platform, services, engine, models):
+    """``models`` is how many bytes of them are still to come."""
+    wanted, root = platform["preflight"]["disk_free"], platform["site"]["root"]
     folders = {}
-    for folder in (engine.get("DockerRootDir", "/var/lib/docker"), platform["site"]["root"]):
+    for folder in (engine.get("DockerRootDir", "/var/lib/docker"), root):
         there = pathlib.Path(folder)
         while not there.exists():
             there = there.parent
         folders.setdefault(there.stat().st_dev, {})[folder] = shutil.disk_usage(there).free
-    short = {
-        " and ".join(shared): min(shared.values())
+    disks = [
+        (" and ".join(shared), min(shared.values()), models if root in shared else 0)
         for shared in folders.values()
-        if min(shared.values()) < wanted
-    }
+    ]
+    short = any(free < wanted + more for _, free, more in disks)
     # A host that has its images already needs only a tenth, for logs and data.
     if short and engine and _has_images(services):
         wanted //= 10
     room = "make room (docker image prune), or lower preflight:disk_free"
     return [
-        ("disk", f"{_size(free)} free for {names}", _size(wanted), room)
-        for names, free in short.items()
-        if free < wanted
+        (
+            "disk",
+            f"{_size(free)} free for {names}",
+            f"{_size(wanted)}{f' and {_size(more)} for models' if more else ''}",
+            room,
+        )
+        for names, free, more in disks
+        if free < wanted + more
     ]
 
 

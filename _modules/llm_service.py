@@ -48,7 +48,10 @@ def specs(name):
         **{key: service[key] for key in COPIED},
     }
     digests = __salt__["llm_files.digests"](name)
-    spec |= {"files": digests["files"], "secrets": digests["secrets"]}
+    spec |= {
+        "files": digests["files"] | _models(platform, service),
+        "secrets": digests["secrets"],
+    }
     spec["edited"] = sorted(__salt__["llm_files.pending"](name).keys() & digests["files"].keys())
     specs = [spec | {"replica": replica} for replica in range(1, service["replicas"] + 1)]
     refused = __salt__["llm_deploy.refused"](name)
@@ -143,6 +146,14 @@ def _mounts(platform, service):
         for used, source, target, read_only in wanted
         if used
     ]
+
+
+def _models(platform, service):
+    """Return the model files that ``service`` reads at its start, with their checksums."""
+    if not service["models"]:
+        return {}
+    models = platform["site"]["models"].values()
+    return {model["file"]: model["sha256"] for model in models if "file" in model}
 
 
 def _network(platform, service):

@@ -55,7 +55,7 @@ def _foretold(ret, name, need):
         ret["comment"] = f"Model {name} from {need['source']} needs {room}"
         return ret
     ret["result"] = None
-    much = "an unknown size" if size is None else _size(size)
+    much = {None: "an unknown size", 0: "nothing to copy"}.get(size) or _size(size)
     ret["comment"] = f"Would bring model {name} here: {much} from {need['source']}"
     return ret
 

@@ -13,8 +13,8 @@ def __virtual__():
 
 def ready(name, engine_expected=True):
     """
-    Ensure that this host has memory, CPU, disk, ports, devices and an engine for the services
-    that it carries. Changes nothing; the result is the same in test mode.
+    Ensure that this host has memory, CPU, disk, ports, devices, an engine and source files for
+    the services that it carries. Changes nothing; the result is the same in test mode.
 
     .. code-block:: yaml
 

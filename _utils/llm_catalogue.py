@@ -204,6 +204,13 @@ def addresses(subnet, slot):
     return f"{first}/{32 - (BLOCK - 1).bit_length()}"
 
 
+def model_file(name):
+    """
+    Return the name of the file that model ``name`` lies in on a host: ``org%2Fqwen.gguf``.
+    """
+    return f"{name.replace('/', '%2F')}.gguf"
+
+
 def platform(pillar, host):
     """
     Return the platform of a valid pillar, merged and in plain units: bytes and seconds.
@@ -216,6 +223,10 @@ def platform(pillar, host):
     site = dict(pillar["site"])
     limits = pillar["limits"]
     site["clients"] = {name: limits | (own or {}) for name, own in site["clients"].items()}
+    site["models"] = {
+        name: model | ({"file": model_file(name)} if "sha256" in model else {})
+        for name, model in site["models"].items()
+    }
     carried = site["hosts"].get(host)
     requests, preflight = pillar["requests"], pillar["preflight"]
     return {

@@ -32,6 +32,12 @@ def certificates(root=ROOT):
     return found | {"certificates/README": b"Authorities of the host.\n"}
 
 
+def authorities(root=ROOT):
+    """Return all that this host trusts as one file, empty where it trusts none."""
+    bundle = root / "etc/ssl/certs/ca-certificates.crt"
+    return bundle.read_bytes() if bundle.exists() else b""
+
+
 def apt(root=ROOT):
     """
     Return the addresses of Debian's archive and of its security archive. Other people's archives

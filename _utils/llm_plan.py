@@ -267,8 +267,16 @@ class _Planner:
         return reasons
 
     def edited(self, found, spec):
-        """Return the files that ``found`` may have read otherwise than they should be."""
-        return sorted({*found.edited, *spec["edited"]}) if found.live else []
+        """
+        Return the files that ``found`` may have read otherwise than they should be. One that is to
+        be another anyway was not changed by hand.
+        """
+        if not found.live:
+            return []
+        meant = dict(found.parts.get("files", {}).items() & spec["files"].items())
+        # It has read nothing of a folder that it does not mount.
+        here = spec["edited"] if found.parts.get("mounts") == spec["mounts"] else []
+        return sorted({*found.edited, *here} & meant.keys())
 
     def replica(self, replica, serving):
         """Plan one replica; ``serving`` maps replicas to the containers that serve by then."""

@@ -51,6 +51,7 @@ def problems(pillar, host=None, secrets=True):
         found.extend(_site(site, services))
         found.extend(_network(site["network"]["subnet"], site["hosts"], services))
         found.extend(_models(site["models"]))
+        found.extend(_generated(site["models"], services))
         if host is not None and host not in site["hosts"] and not host.endswith("_master"):
             found.append(unknown(("site", "hosts", host), "host", site["hosts"]))
     found.extend(_carried(pillar, names))
@@ -312,6 +313,15 @@ def _is_overheard(url):
         return parts.scheme == "http" and not ipaddress.ip_address(parts.hostname).is_private
     except ValueError:  # a name, if not an address in brackets that are none
         return url.startswith("http://") and "." in re.split("[:/?#]", url[7:])[0]
+
+
+def _generated(models, services):
+    foreign = [name for name, each in services.items() if each["models"] and "@" in each["image"]]
+    for name, model in models.items():
+        if foreign and "generated" in model:
+            hint = "generated models are part of the platform's own model-proxy image"
+            found = f"found generated, and {foreign[0]} has an image of your own"
+            yield Problem(("site", "models", name), found, "a url or path", hint)
 
 
 def _carried(pillar, names):

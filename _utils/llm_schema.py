@@ -139,7 +139,13 @@ Name = Annotated[str, _like(NAME, "a name: 2 to 63 of a-z, 0-9 and -, from a let
 MinionId = Annotated[
     str, _like(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!_master)", "a minion id such as node1")
 ]
-ModelName = Annotated[str, _like(r"[A-Za-z0-9][\w.:/-]{0,127}", "a name such as qwen-2.5:7b")]
+ModelName = Annotated[  # a file is called after it
+    str,
+    _like(
+        r"(?a)(?!.*[./]{2})[A-Za-z0-9]([\w.:/-]{0,94}[\w:-])?",
+        "a name such as qwen-2.5:7b or org/qwen",
+    ),
+]
 SecretName = Annotated[
     str, _like(r"[a-z][a-z0-9-]*(\.[\w-]+)?", "<group>.<name>, or a group of secrets")
 ]

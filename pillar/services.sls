@@ -16,7 +16,7 @@ llm:
     files: []                 # templates of salt/<service>/files; a change replaces the container
     live_files: []            # of salt/<service>/files/live; the service reads changes by itself
     endpoints: false          # true: reads the addresses of all replicas (the Envoys that route)
-    models: false             # true: reads the model files of site.yaml
+    models: false             # true: reads the models of site.yaml; a change replaces the container
     certificate: ""           # internal: from our authority; public: site.yaml's own, else internal
     volumes: {}               # name: path inside the container
     tmpfs: {/tmp: 64m}        # path: size

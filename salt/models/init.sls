@@ -1,15 +1,18 @@
-{#- The model files of site.yaml. A generated model is part of its image. -#}
+{#- The model files of site.yaml, where a service reads them. A generated model is part of its
+    image. -#}
 include:
   - checked
 {%- if not salt['llm_config.check']() %}
-{%- set site = salt['llm_config.platform']().site %}
+{%- set platform = salt['llm_config.platform']() %}
+{%- set site, carried = platform.site, salt['llm_config.carried']() %}
+{%- if platform.services.values() | selectattr('models') | selectattr('name', 'in', carried) | list %}
 
 The folder of models exists:
   file.directory:
     - name: {{ site.root }}/models
     - mode: '0755'
     - makedirs: True
-{%- for name, model in site.models.items() if model.url is defined or model.path is defined %}
+{%- for name, model in site.models.items() if model.file is defined %}
 
 The model {{ name }} is here:
   llm_model.present:
@@ -20,4 +23,5 @@ The model {{ name }} is here:
     - require:
       - file: The folder of models exists
 {%- endfor %}
+{%- endif %}
 {%- endif %}

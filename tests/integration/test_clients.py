@@ -12,6 +12,7 @@ import time
 import httpx
 import openai
 import pytest
+import yaml
 
 from tests.support.operator import gateway, set_secret, site_changed
 from tests.support.platform import docker
@@ -176,6 +177,21 @@ def test_client_above_its_limit(clients):
     assert clients["many"].models.list().data
 
 
+def test_limit_outlives_the_rate_limiter(platform, clients):
+    """What clients have asked for is counted in the cache."""
+    with pytest.raises(openai.RateLimitError):
+        [clients["few"].chat.completions.create(**asked()) for _ in range(LIMIT + 1)]
+    docker("restart", platform.container("rate-limiter"))
+    until(lambda: _is_counted(clients["many"]))
+    with pytest.raises(openai.RateLimitError):
+        clients["few"].chat.completions.create(**asked())
+
+
+def _is_counted(client):
+    """Return whether the rate limiter answers; without it requests pass uncounted."""
+    return "x-ratelimit-remaining" in client.models.with_raw_response.list().headers
+
+
 def test_request_that_is_too_large(client):
     with pytest.raises(openai.APIStatusError) as refused:
         client.chat.completions.create(**asked("x" * 4200000))
@@ -257,13 +273,19 @@ def test_tokens_come_as_they_are_made(client, hosted, elsewhere):
     assert pieces == [f"{number} " for number in range(elsewhere.chunks)]
 
 
-def test_provider_that_fails_is_stood_in_for(client, hosted, elsewhere):
+def test_provider_that_fails_is_asked_again_and_then_stood_in_for(
+    platform, client, hosted, elsewhere
+):
+    catalogue = yaml.safe_load((platform.pillar / "services.sls").read_text())
+    attempts = 1 + catalogue["llm"]["requests"]["retries"]
     assert [model.id for model in client.models.list()] == ["hosted", "tiny"]
     elsewhere.requests.clear()
     answer = client.chat.completions.create(**asked(model=hosted))
     assert answer.choices[0].message.content
+    assert len(elsewhere.requests) == attempts
     stream = client.chat.completions.create(**asked(model=hosted, stream=True))
     assert "".join(event.choices[0].delta.content or "" for event in stream if event.choices)
+    assert len(elsewhere.requests) == 2 * attempts
     assert {each["headers"]["authorization"] for each in elsewhere.requests} == {
         "Bearer sk-dead-provider"
     }

@@ -128,9 +128,10 @@ def two_models(start, model_proxy, tmp_path_factory):
     finally:
         model_proxy.engine.remove(source)
     shutil.unpack_archive(folder / "tiny.tar", folder)
-    (folder / "tiny.gguf").rename(folder / "second.gguf")
+    (folder / "tiny.gguf").rename(folder / "org%2Fsecond.gguf")
     folder.chmod(0o755)
-    models = {"tiny": {"generated": True}, "second": {"path": "/x", "context": 512}}
+    second = {"path": "/x", "sha256": 64 * "0", "context": 512}
+    models = {"tiny": {"generated": True}, "org/second": second}
     service = start("model-proxy", models=models, mounts=[f"{folder}:/models:ro"])
     service.url = f"http://{service.address}:8080"
     service.until(lambda: httpx.get(f"{service.url}/health").json() == {"status": "ok"})
@@ -139,7 +140,7 @@ def two_models(start, model_proxy, tmp_path_factory):
 
 def test_model_proxy_of_two_names_its_models(two_models):
     api = client(two_models, "model-proxy.key")
-    assert sorted(each.id for each in api.models.list()) == ["second", "tiny"]
+    assert sorted(each.id for each in api.models.list()) == ["org/second", "tiny"]
     with pytest.raises(openai.NotFoundError, match="there are second, tiny"):
         api.chat.completions.create(model="third", messages=messages("one"))
     answer = httpx.post(f"{two_models.url}/v1/completions", content=b"[]")

@@ -290,11 +290,22 @@ def test_plan_replaces_what_has_read_a_file_that_was_changed_by_hand(host, tmp_p
     second = 1767225601  # the first of 2026, and so after the start
     os.utime(path, (second, second))
     assert host.plan(spec)["changes"] == changes
+    meant = host.plan(edited | {"files": {"config.yaml": "another"}})["changes"]
+    assert meant == {"llm-head-1-g2": ["replace: llm-head-1-g1: file config.yaml changed"]}
     assert host.apply(spec)["errors"] == []
     host.engine.found[host.engine.named("llm-head-1-g2")["Id"]]["State"]["StartedAt"] = (
         "2026-01-01T00:00:02.000000001Z"
     )
     assert host.plan(spec)["operations"] == []
+
+
+def test_plan_does_not_take_files_that_are_still_to_be_written_for_changed_by_hand(host):
+    """As in test mode when a secret changes: the files will lie in another folder."""
+    spec = HEAD | {"files": {"config.yaml": "digest"}, "secrets": {"head.key": "one"}}
+    host.apply(spec | {"mounts": [{"source": "/tmp", "target": "/etc/llm"}]})
+    spec |= {"secrets": {"head.key": "two"}, "edited": ["config.yaml"]}
+    changes = host.plan(spec | {"mounts": [{"source": "/new", "target": "/etc/llm"}]})["changes"]
+    assert changes == {"llm-head-1-g2": ["replace: llm-head-1-g1: secret head.key changed"]}
 
 
 def test_plan_says_that_memory_ran_out(host):

@@ -219,8 +219,31 @@ def test_bring_of_the_wrong_file_of_this_host(llm_model, models, original):
 
 
 def test_bring_of_a_missing_file(llm_model):
-    with pytest.raises(CommandExecutionError, match="/nowhere is not a file of this host"):
+    with pytest.raises(CommandExecutionError, match="source file /nowhere missing on host node1"):
         llm_model.bring("qwen", SHA256, path="/nowhere")
+
+
+def test_bring_of_a_model_with_a_slash_in_its_name(llm_model, models, shelf):
+    llm_model.bring("org/qwen", SHA256, url=shelf.url)
+    assert parts(models) == [".org%2Fqwen.json", "org%2Fqwen.gguf"]
+    assert llm_model.list_() == ["org/qwen"]
+    assert llm_model.checksum("org/qwen") == SHA256
+    assert llm_model.remove("org/qwen") is True
+    assert parts(models) == []
+
+
+def test_bring_of_a_file_that_was_removed_keeps_its_time(llm_model, models, shelf):
+    """Containers are replaced for what was written after they had read it."""
+    llm_model.bring("qwen", SHA256, url=shelf.url)
+    file = models / "qwen.gguf"
+    os.utime(file, ns=(1, 1))
+    llm_model.note("qwen")
+    file.unlink()
+    llm_model.bring("qwen", SHA256, url=shelf.url)
+    assert file.stat().st_mtime_ns == 1
+    file.write_bytes(OTHER)
+    llm_model.bring("qwen", SHA256, url=shelf.url)
+    assert file.stat().st_mtime_ns > 1
 
 
 @pytest.mark.parametrize("places", [{}, {"url": "http://a/b", "path": "/c"}])
@@ -263,9 +286,11 @@ def test_need_of_a_download(llm_model, models, shelf):
     assert llm_model.need("qwen", url=shelf.url)["size"] == len(CONTENT) - 1000
 
 
-def test_need_of_a_file_of_this_host(llm_model, original):
+@pytest.mark.parametrize(("mode", "size"), [(0o644, 0), (0o600, len(CONTENT))])
+def test_need_of_a_file_of_this_host(llm_model, original, mode, size):
+    original.chmod(mode)
     need = llm_model.need("qwen", path=str(original))
-    assert (need["source"], need["size"]) == (str(original), len(CONTENT))
+    assert (need["source"], need["size"]) == (str(original), size)
 
 
 def test_need_of_what_cannot_be_read(llm_model, shelf):

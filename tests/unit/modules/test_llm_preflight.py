@@ -9,7 +9,7 @@ import pytest
 from salt.exceptions import CommandExecutionError
 from salt.utils.state import job_queue_dir, state_queue_dir
 
-from _modules import llm_config
+from _modules import llm_config, llm_model
 from _modules import llm_preflight as llm_preflight_module
 
 GIB = 1 << 30
@@ -89,6 +89,8 @@ def llm_preflight(configure_loader, platform, engine, host):
     salt = {
         "llm_config.platform": create_autospec(llm_config.platform, return_value=platform),
         "llm_config.carried": create_autospec(llm_config.carried, return_value=CARRIED),
+        "llm_model.checksum": create_autospec(llm_model.checksum, return_value=None),
+        "llm_model.need": create_autospec(llm_model.need, return_value={"size": 3 * GIB}),
     }
     return configure_loader(llm_preflight_module, salt=salt)
 
@@ -199,6 +201,58 @@ def test_check_of_the_disk_is_milder_once_images_are_there(
     assert len(llm_preflight.check()) == problems
     images.pop()
     assert len(llm_preflight.check()) == 1
+
+
+@pytest.fixture
+def qwen(platform):
+    """A model of site.yaml that is a file."""
+    model = {"path": "/srv/qwen.gguf", "sha256": 64 * "a", "file": "qwen.gguf"}
+    platform["site"]["models"]["qwen"] = model
+    return model
+
+
+def test_check_of_room_for_models(llm_preflight, host, qwen):
+    host["free"] = 8 * GIB
+    (problem,) = llm_preflight.check()
+    assert "disk: found 8g free for /var/lib/docker and /var/lib/llm" in problem
+    assert ", needed 6g and 3g for models; " in problem
+    llm_preflight.__salt__["llm_model.need"].assert_called_once_with("qwen", path="/srv/qwen.gguf")
+
+
+def test_check_of_models_that_are_here_already(llm_preflight, host, qwen):
+    host["free"] = 8 * GIB
+    llm_preflight.__salt__["llm_model.checksum"].return_value = qwen["sha256"]
+    assert llm_preflight.check() == []
+    assert not llm_preflight.__salt__["llm_model.need"].called
+
+
+def test_check_of_models_on_a_host_that_reads_none(llm_preflight, platform, qwen):
+    platform["services"]["model-proxy"]["models"] = False
+    assert llm_preflight.check() == []
+    assert not llm_preflight.__salt__["llm_model.need"].called
+
+
+def test_check_of_a_model_that_cannot_be_had(llm_preflight, qwen):
+    words = "source file /srv/qwen.gguf missing on host node1"
+    llm_preflight.__salt__["llm_model.need"].side_effect = CommandExecutionError(words)
+    (problem,) = llm_preflight.check()
+    assert problem.startswith(f"node1: model qwen: found {words}, needed its file; put it there")
+
+
+def test_check_of_a_model_whose_size_nobody_knows(llm_preflight, qwen):
+    llm_preflight.__salt__["llm_model.need"].return_value = {"size": None}
+    assert llm_preflight.check() == []
+
+
+def test_check_of_the_users_own_certificate(llm_preflight, platform, tmp_path):
+    (tmp_path / "key.pem").touch()
+    own = {"certificate": f"{tmp_path}/cert.pem", "key": f"{tmp_path}/key.pem"}
+    platform["site"]["public_certificate"] = own
+    (problem,) = llm_preflight.check()
+    missing = f"source file {tmp_path}/cert.pem missing on host node1"
+    assert problem.startswith(f"node1: certificate: found {missing}, needed it; put it there")
+    platform["services"]["tail"]["certificate"] = "internal"
+    assert llm_preflight.check() == []
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from unittest.mock import create_autospec
 
+import llm_catalogue
 import llm_spec
 import pytest
 
@@ -77,6 +78,19 @@ def test_specs_name_the_files_that_were_changed_by_hand(llm_service, pending):
     assert llm_service.specs("tail")[0]["edited"] == []
     pending |= {"bootstrap.yaml": "change", "listeners.yaml": "change"}
     assert llm_service.specs("tail")[0]["edited"] == ["bootstrap.yaml"]
+
+
+def test_specs_hold_the_checksums_of_the_models_that_a_service_reads(llm_service, pillar):
+    own = {"path": "/srv/own.gguf", "sha256": 64 * "a"}
+    pillar["site"]["models"] |= {"org/own": own, "gpt": {"provider": "openai", "model": "gpt"}}
+    pillar["services"]["model-proxy"]["files"] = []
+    platform = llm_catalogue.platform(pillar, "node1")
+    llm_service.__salt__["llm_config.platform"] = lambda: platform
+    llm_service.__salt__["llm_files.digests"] = lambda name: {
+        "files": {}, "secrets": {}, "directory": None
+    }  # fmt: skip
+    assert llm_service.specs("model-proxy")[0]["files"] == {"org%2Fown.gguf": 64 * "a"}
+    assert llm_service.specs("head")[0]["files"] == {}
 
 
 def test_a_command_takes_the_log_level(llm_service, platform):

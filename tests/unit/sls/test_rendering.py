@@ -113,6 +113,17 @@ def test_top_has_what_the_host_carries(sound, truth, function):
     assert found == every | set(pillar["roles"])
 
 
+def test_models_are_brought_where_a_service_reads_them(sound):
+    compiler, pillar = sound
+    models = pillar["site"]["models"].items()
+    files = {name for name, model in models if "sha256" in model}
+    for sls in ("cache.running", "head.running", "model-proxy.running", "models"):
+        _, states = compiler.sls(sls)
+        found = {each["name"] for each in states if each["state"] == "llm_model"}
+        reads = sls in ("model-proxy.running", "models") and "model-proxy" in pillar["roles"]
+        assert found == (files if reads else set())
+
+
 def test_ids_are_sentences(sound):
     _, states = sound[0].top()
     assert [each["__id__"] for each in states if " " not in each["__id__"]] == []

@@ -45,11 +45,14 @@ def test_present_that_is_not_here(llm_model, testmode, old):
         bring.assert_called_once_with("qwen", SHA256, url=URL, path=None)
 
 
-def test_present_of_unknown_size(llm_model, testmode):
-    llm_model.__salt__["llm_model.need"].return_value["size"] = None
+@pytest.mark.parametrize(
+    ("size", "words"), [(None, "an unknown size from"), (0, "nothing to copy from")]
+)
+def test_present_of_no_size(llm_model, testmode, size, words):
+    llm_model.__salt__["llm_model.need"].return_value["size"] = size
     ret = llm_model.present("qwen", sha256=SHA256, url=URL)
     assert ret["result"] is (None if testmode else True)
-    assert ("an unknown size" in ret["comment"]) is testmode
+    assert (words in ret["comment"]) is testmode
 
 
 @pytest.mark.parametrize("function", ["checksum", "need", "bring"])

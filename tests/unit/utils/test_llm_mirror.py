@@ -66,6 +66,12 @@ def test_certificates_of_the_host(tmp_path, put):
     assert found["certificates/inner/a.crt"] == b"A"
 
 
+def test_authorities_of_the_host(tmp_path, put):
+    assert llm_mirror.authorities(tmp_path) == b""
+    put("etc/ssl/certs/ca-certificates.crt", "A")
+    assert llm_mirror.authorities(tmp_path) == b"A"
+
+
 def test_arguments_of_the_environment(tmp_path):
     environment = {
         "HTTPS_PROXY": "http://p:1",

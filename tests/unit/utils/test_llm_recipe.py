@@ -1,4 +1,5 @@
 import io
+import re
 import tarfile
 
 import llm_recipe
@@ -35,9 +36,27 @@ def test_reference_changes_with(other):
 
 
 def test_arguments_are_those_that_are_asked_for():
-    offered = {"ORIGIN": "x", "http_proxy": "y"}
+    offered = {"ORIGIN": "x"}
     assert make().arguments(offered) == {"BASE": BASE.reference, "VERSION": "1.0"}
     assert BASE.arguments(offered) == {"ORIGIN": "x"}
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "no_proxy"])
+def test_arguments_of_a_proxy_reach_every_build(name):
+    assert TOOLS.arguments({name: "x"}) == {"BASE": BASE.reference, name: "x"}
+
+
+@pytest.mark.parametrize(
+    ("program", "argument"),
+    [(r"\buv pip install", "UV_DEFAULT_INDEX"), (r"(?<!uv )\bpip install", "PIP_INDEX_URL")],
+)
+def test_arguments_of_the_package_index_reach_what_installs_from_it(repository, program, argument):
+    texts = [path.read_text() for path in (repository / "salt/images").glob("*/Dockerfile")]
+    installing = [text for text in texts if re.search(program, text)]
+    assert installing
+    for text in installing:
+        recipe = llm_recipe.Recipe("web", {"Dockerfile": text.encode()})
+        assert recipe.arguments({argument: "x"})[argument] == "x"
 
 
 def test_default_of_an_argument():

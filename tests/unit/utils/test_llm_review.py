@@ -450,6 +450,25 @@ MISTAKES = {
         "  tiny: {generated: true, provider: openai, model: x}",
         "models.tiny: found generated and provider; expected one of generated, url",
     ),
+    "a model's name that climbs": (
+        SITE,
+        TINY,
+        "  a/../../../etc/x: {generated: true}",
+        'models.a/../../../etc/x: found "a/../../../etc/x"; expected a name such as .*org/qwen',
+    ),
+    "a model's name that ends in a slash": (
+        SITE,
+        TINY,
+        "  org/: {generated: true}",
+        'models.org/: found "org/"; expected a name such as',
+    ),
+    "a generated model for an image of one's own": (
+        SERVICES,
+        "image: model-proxy",
+        "image: vllm/vllm-openai@sha256:" + "0" * 64,
+        "site.yaml:.*models.tiny: found generated, and model-proxy has an image of your own; "
+        "expected a url or path; generated models are part of the platform's own model-proxy",
+    ),
     "a key where its name is due": (
         SITE,
         TINY,
@@ -588,6 +607,12 @@ def test_problems_shows_no_value_of_a_variable(pillar_root, spoil, value):
     found = llm_review.problems(pillar_root)
     assert found
     assert not any(value in line for line in found), found
+
+
+@pytest.mark.parametrize("name", ["org/qwen-2.5:7b", "q", "q2_K"])
+def test_problems_finds_none_in_the_name_of_a_model(pillar_root, spoil, name):
+    spoil(SITE, TINY, f'  "{name}": {{generated: true}}')
+    assert llm_review.problems(pillar_root) == []
 
 
 def test_problems_lists_the_mistakes_of_all_files_at_once(pillar_root, spoil):
