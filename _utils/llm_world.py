@@ -14,6 +14,7 @@ SPEC = "llm.spec"
 PARTS = "llm.parts"
 
 LIVE = ("running", "restarting", "paused")
+DRAINED = "drained"  # file in the own folder of an Envoy that was told to be left
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Container:
     finished_at: str = ""
     restarts: int = 0
     edited: list = field(default_factory=list)  # files that changed since it read them
+    drained: bool = False  # was told since its start to be left
 
     @property
     def live(self):

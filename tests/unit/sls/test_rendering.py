@@ -113,6 +113,14 @@ def test_top_has_what_the_host_carries(sound, truth, function):
     assert found == every | set(pillar["roles"])
 
 
+def test_ingress_waits_for_a_kernel_that_hands_connections_on(sound):
+    errors, states = sound[0].sls("ingress.running")
+    assert errors == []
+    (setting,) = (each["__id__"] for each in states if each["state"] == "sysctl")
+    (ingress,) = (each for each in states if each["__id__"] == "ingress is running")
+    assert {"sysctl": setting} in ingress["require"]
+
+
 def test_ids_are_sentences(sound):
     _, states = sound[0].top()
     assert [each["__id__"] for each in states if " " not in each["__id__"]] == []
