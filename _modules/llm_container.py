@@ -105,6 +105,7 @@ def _inspected(engine, listed):
         except llm_engine.NotFound:
             continue
         container.edited = _edited(container)
+        container.drained = _drained(container)
         found.append(container)
     return found
 
@@ -119,10 +120,25 @@ def _edited(container):
         return []
     places = [mount["source"] for mount in parts["mounts"]]
     paths = [pathlib.Path(place, file) for place in places for file in parts["files"]]
-    started = datetime.datetime.fromisoformat(container.started_at).timestamp()
+    started = _started(container)
     # What is of the future was written before the clock was set back.
     changed = [path for path in paths if started < _written(path) < time.time()]
     return sorted(path.name for path in changed)
+
+
+def _drained(container):
+    """Return whether ``container`` was told since its start to be left."""
+    if not container.live or not container.parts:
+        return False
+    name = llm_world.name(_site(), container.service, container.replica, container.generation)
+    folders = llm_spec.folders(container.parts, name)
+    marks = [pathlib.Path(folder, llm_world.DRAINED) for folder in folders]
+    return any(_written(mark) > _started(container) for mark in marks)
+
+
+def _started(container):
+    """Return when ``container`` was started last as a Unix time."""
+    return datetime.datetime.fromisoformat(container.started_at).timestamp()
 
 
 def _written(path):
@@ -307,7 +323,9 @@ def execute(plan):
     for operation in plan["operations"]:
         __salt__["llm_deploy.tell"](f"{operation['container']}: {operation['sentence']}")
     try:
-        return llm_execution.Execution(_engine(), _wait, _route).carry_out(plan["operations"])
+        return llm_execution.Execution(_engine(), _wait, _route, _drain).carry_out(
+            plan["operations"]
+        )
     finally:
         __context__.pop(LISTED, None)
 
@@ -319,6 +337,10 @@ def _wait(container, check, **seconds):
 
 def _route(service, addresses):
     __salt__["llm_mesh.route"](service, addresses)
+
+
+def _drain(container, timeout, admin, routed):
+    __salt__["llm_drain.wait"](container, timeout=timeout, admin=admin, routed=routed)
 
 
 def logs(service, lines=50, errors=False, since=None):

@@ -4,13 +4,11 @@ again whenever one is moved into their folder.
 """
 
 import hashlib
-import http.client
 import json
-import os
 import pathlib
-import socket
 import time
 
+import llm_envoy
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_mesh"
@@ -178,7 +176,7 @@ def _unhealthy(service, addresses):
     return {name: of for name, of in waiting.items() if of}
 
 
-def health():
+def health(routing=True):
     """
     Return how the running Envoys of this host find the replicas that they route to.
 
@@ -188,14 +186,19 @@ def health():
 
         salt '*' llm_mesh.health
 
+    routing
+        Only of those that are told where replicas are, and not of those that ask the mesh by name.
+        Default: ``True``.
+
     Returns ``{container: {service: {address: "healthy"}}}``; in place of ``"healthy"`` the first
     reason against it, such as ``"failed_active_health_check"``.
     """
     root = pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"])
-    routing = [name for name, of in _catalogue().items() if of["endpoints"]]
     found = {}
-    for envoy in sorted(routing):
-        admin = _catalogue()[envoy]["health"]["socket"]
+    for envoy, service in sorted(_catalogue().items()):
+        admin = service["health"].get("socket")
+        if not admin or (routing and not service["endpoints"]):
+            continue
         for path in sorted(root.glob(f"services/{envoy}/run/*/{admin}")):
             clusters = _clusters(path)
             if clusters is not None:
@@ -235,7 +238,10 @@ def refused(admin, folder, timeout=3):
 
 def _late(admin, folder):
     """Return the files that are newer than what the Envoy has taken, each with its failures."""
-    answer = _asked(admin, "/stats?format=json&filter=%5C.update_(time|failure|rejected)$") or {}
+    answer = (
+        llm_envoy.asked(admin, "/stats?format=json&filter=%5C.update_(time|failure|rejected)$")
+        or {}
+    )
     numbers = {each["name"]: each["value"] for each in answer.get("stats", ()) if "name" in each}
     found = {}
     for path in folder.glob("*.yaml"):
@@ -253,7 +259,7 @@ def _catalogue():
 
 def _clusters(path):
     """Return what the Envoy behind the socket ``path`` says, or ``None`` if none is there."""
-    answer = _asked(path, "/clusters?format=json")
+    answer = llm_envoy.asked(path, "/clusters?format=json")
     if answer is None:
         return None
     return {
@@ -265,39 +271,7 @@ def _clusters(path):
     }
 
 
-def _asked(admin, question):
-    """Return what the Envoy behind the socket ``admin`` answers, or ``None`` if none is there."""
-    connection = _UnixConnection(admin)
-    try:
-        connection.request("GET", question)
-        return json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return None  # it has ended, and left its socket behind
-    finally:
-        connection.close()
-
-
 def _state(status):
     """Return the first thing that speaks against a replica, or ``healthy``."""
     flaws = [name for name, value in status.items() if value is True]
     return flaws[0] if flaws else status.get("eds_health_status", "HEALTHY").lower()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """
-    HTTP over a Unix socket. The kernel takes a path of 107 bytes at most, so its folder is named by
-    a descriptor.
-    """
-
-    def __init__(self, path):
-        super().__init__("localhost", timeout=2)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        folder = os.open(self.path.parent, os.O_PATH)
-        try:
-            self.sock.connect(f"/proc/self/fd/{folder}/{self.path.name}")
-        finally:
-            os.close(folder)

@@ -228,7 +228,8 @@ def platform(pillar, host):
         for name, model in site["models"].items()
     }
     carried = site["hosts"].get(host)
-    requests, preflight = pillar["requests"], pillar["preflight"]
+    requests, mesh, preflight = pillar["requests"], pillar["mesh"], pillar["preflight"]
+    tries = ("timeout", "per_try_timeout", "backoff", "max_backoff", "connection")
     return {
         "site": site,
         "host": host,
@@ -239,7 +240,9 @@ def platform(pillar, host):
         },
         "requests": requests
         | {"max_bytes": size(requests["max_bytes"])}
-        | {key: duration(requests[key]) for key in ("timeout", "per_try_timeout")},
+        | {key: duration(requests[key]) for key in tries},
+        "mesh": mesh
+        | {key: duration(mesh[key]) for key in ("connect_timeout", "check_interval", "ejection")},
         "limits": dict(limits),
         "response_cache": pillar["response_cache"]
         | {"ttl": duration(pillar["response_cache"]["ttl"])},

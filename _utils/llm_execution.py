@@ -9,7 +9,6 @@ import contextvars
 import os
 import pathlib
 import shutil
-import time
 
 import llm_engine
 import llm_world
@@ -21,14 +20,15 @@ SIDE_BY_SIDE = 6  # lanes at a time; more make the engine no faster
 class Execution:
     """
     A plan's execution on ``engine``. ``wait(container, check=..., **seconds)`` returns once a
-    container is healthy, ``route(service, addresses)`` sends traffic; both raise
-    ``CommandExecutionError`` when they cannot.
+    container is healthy, ``route(service, addresses)`` sends traffic, ``drain(container, timeout,
+    admin, routed)`` lets one finish; all raise ``CommandExecutionError`` when they cannot.
     """
 
-    def __init__(self, engine, wait, route):
+    def __init__(self, engine, wait, route, drain):
         self.engine = engine
         self.wait = wait
         self.route = route
+        self.drain = drain
 
     def carry_out(self, operations):
         """
@@ -112,7 +112,7 @@ class Execution:
             case "route":
                 self.route(container, self._addresses(step["to"]))
             case "drain":
-                time.sleep(step["seconds"])
+                self.drain(container, step["seconds"], step["admin"], step["routed"])
             case "stop":
                 self.engine.stop(container, step["seconds"])
             case "resume":

@@ -253,6 +253,8 @@ class _Planner:
         """Return why ``found`` cannot be kept although it may be as ``spec`` says."""
         reasons = [f"{text} set by hand" for key, text in _STICKY.items() if found.host.get(key)]
         reasons += [f"{file} was changed by hand" for file in self.edited(found, spec)]
+        if found.drained:
+            reasons.append("it was told to be left")
         network = found.parts.get("network")
         if not network:
             return reasons
@@ -399,13 +401,30 @@ class _Planner:
         serving[spec["replica"]] = self.called(new)
         route = self.route(spec, serving)
         if spec["strategy"] == "stop-first" or not old.live:
-            steps = [*create, *park, *start, wait, *route]
+            # Callers of what is not there are better told so than left waiting for it.
+            del serving[spec["replica"]]
+            away = [step | {"undo": back} for step in self.route(spec, serving)]
+            steps = [*create, *away, *park, *start, wait, *route]
         else:
-            drain = [_step("drain", old.id, seconds=spec["drain_timeout"])] if route else []
-            steps = [*create, *start, wait, *route, *drain, *park]
+            steps = [*create, *start, wait, *route, *self.drain(spec, old), *park]
+        serving[spec["replica"]] = self.called(new)
         sentence = f"{self.name(old)}: {', '.join(causes)}"
         self.add("replace", new, causes, steps, sentence, starts=spec)
         self.operations[-1] |= {"old": self.name(old), "strategy": spec["strategy"]}
+
+    def drain(self, spec, old):
+        """Return the step in which ``old``, in whose place others serve, finishes its requests."""
+        socket = (spec["health"]["check"] or {}).get("socket")
+        folders = llm_spec.folders(old.parts, self.name(old)) if socket and old.parts else []
+        if not (spec["routed"] or folders):
+            return []
+        admin, again = None, []
+        if folders:
+            admin = f"{folders[0]}/{socket}"
+            # An Envoy takes back only by a start that it was told to be left.
+            again = [_step("stop", old.id, seconds=spec["stop_timeout"]), _step("start", old.id)]
+        how = {"seconds": spec["drain_timeout"], "admin": admin, "routed": spec["routed"]}
+        return [_step("drain", old.id, **how, undo=again)]
 
     def called(self, found):
         """Return the name of a container, or of the mapping that stands for a new one."""
@@ -460,8 +479,7 @@ class _Planner:
             for place, found in enumerate(_latest(c for c in ours if c.replica == replica)):
                 before = []
                 if spec and spec["routed"] and found.live:
-                    drain = _step("drain", found.id, seconds=spec["drain_timeout"])
-                    before = [*self.route(spec, serving), drain]
+                    before = [*self.route(spec, serving), *self.drain(spec, found)]
                 if place >= keep or found.state not in (*llm_world.LIVE, "exited"):
                     self.add("remove", found, why, self.removed(found, before))
                 elif not found.parked:

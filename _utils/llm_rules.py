@@ -45,7 +45,7 @@ def problems(pillar, host=None, secrets=True):
     for rule in (*rules, _environment):
         found.extend(rule(services))
     found.extend(_needs(services, names))
-    found.extend(_requests(good))
+    found.extend(_requests(good, services))
     found.extend(_hosts(pillar, names))
     if site:
         found.extend(_site(site, services))
@@ -201,12 +201,20 @@ def _needs(services, names):
                 yield Problem(path, f'found "{needed}"', "no needs of what runs on every host")
 
 
-def _requests(good):
+def _requests(good, services):
     if requests := good.get("requests"):
-        each, whole = requests["per_try_timeout"], requests["timeout"]
-        if duration(each) > duration(whole):
-            path = ("requests", "per_try_timeout")
-            yield Problem(path, described(each), f"at most timeout ({whole})")
+        for less, more in (("per_try_timeout", "timeout"), ("backoff", "max_backoff")):
+            if duration(requests[less]) > duration(requests[more]):
+                expected = f"at most {more} ({requests[more]})"
+                yield Problem(("requests", less), described(requests[less]), expected)
+        anew = requests["connection"]
+        for name, service in services.items():
+            drain, path = service["drain_timeout"], ("services", name, "drain_timeout")
+            # A client may ask on its connection until that time, and then leave it idle as long.
+            if service["network"] == "host" and duration(drain) < 2 * duration(anew):
+                yield Problem(
+                    path, described(drain), f"at least twice requests.connection ({anew})"
+                )
     if certificates := good.get("certificates"):
         for less, more in (("renew_days", "days"), ("days", "authority_days")):
             if certificates[less] >= certificates[more]:

@@ -153,6 +153,7 @@ FileName = Annotated[str, _like(r"[\w-][\w.-]*", "the name of a file, without fo
 Path = Annotated[str, AfterValidator(_folder)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
+Percent = Annotated[int, Field(ge=0, le=100)]
 Variable = Annotated[str, _like(r"[A-Za-z_]\w*", "the name of an environment variable")]
 Image = Annotated[
     str,
@@ -293,6 +294,22 @@ class Requests(Closed):
     timeout: PositiveDuration
     per_try_timeout: PositiveDuration
     retries: Annotated[int, Field(ge=0, le=10)]
+    backoff: PositiveDuration
+    max_backoff: PositiveDuration
+    connection: PositiveDuration
+
+
+class Mesh(Closed):
+    connect_timeout: PositiveDuration
+    max_connections: Positive
+    max_pending: Positive
+    max_requests: Positive
+    retry_budget: Percent
+    min_retries: Annotated[int, Field(ge=0)]
+    check_interval: PositiveDuration
+    failures: Positive
+    ejection: PositiveDuration
+    max_ejected: Percent
 
 
 class Limits(Closed):
@@ -321,6 +338,7 @@ class Preflight(Closed):
 SECTIONS = {
     "defaults": Defaults,
     "requests": Requests,
+    "mesh": Mesh,
     "limits": Limits,
     "response_cache": ResponseCache,
     "log_level": TypeAdapter(Literal["debug", "info", "warning", "error"]),

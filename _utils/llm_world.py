@@ -15,6 +15,7 @@ PARTS = "llm.parts"
 ROLLOUT = "llm.rollout"
 
 LIVE = ("running", "restarting", "paused")
+DRAINED = "drained"  # file in the own folder of an Envoy that was told to be left
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Container:
     restarts: int = 0
     rollout: dict = field(default_factory=dict)  # how it took its place
     edited: list = field(default_factory=list)  # files that changed since it read them
+    drained: bool = False  # was told since its start to be left
 
     @property
     def live(self):

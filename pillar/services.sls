@@ -29,7 +29,7 @@ llm:
     read_only: true           # the root file system
     strategy: start-first     # start-first: new beside old; stop-first: for what holds a volume
     stop_timeout: 10s         # from SIGTERM to SIGKILL
-    drain_timeout: 5s         # old connections may finish for so long
+    drain_timeout: 60s        # what the old one has begun may take so long, if it does
     min_healthy: 2s           # healthy without a flip for so long counts as healthy
     healthy_deadline: 60s     # one container must be healthy within
     progress_deadline: 180s   # the whole service must be healthy within
@@ -154,7 +154,21 @@ llm:
     max_bytes: 4m
     timeout: 300s             # a whole answer, streamed or not
     per_try_timeout: 120s
-    retries: 2
+    retries: 2                # tries after the first, of what may be tried again
+    backoff: 100ms            # up to so long before the first of them, by chance; then doubled
+    max_backoff: 2s
+    connection: 30s           # then a client connects anew: so soon a replaced ingress is left
+  mesh:                       # what each Envoy does about a service that is slow, overloaded or dead
+    connect_timeout: 2s
+    max_connections: 1024     # to one service at once
+    max_pending: 1024         # requests that wait for a connection; more are refused
+    max_requests: 1024        # under way at once; more are refused
+    retry_budget: 20          # percent of the requests under way that may be further tries
+    min_retries: 10           # further tries at once that are allowed in any case
+    check_interval: 2s        # between two health checks
+    failures: 5               # on end, and a replica is left out
+    ejection: 5s              # for so long the first time, then for longer
+    max_ejected: 50           # percent of the replicas; the last one stays in any case
   limits: {unit: minute, requests: 60}   # of a client that site.yaml does not give its own
   response_cache: {enabled: true, ttl: 600s}
   log_level: info             # debug, info, warning or error, for every service

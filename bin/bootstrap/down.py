@@ -14,6 +14,7 @@ from .progress import Failure, Progress, run
 
 ENGINE_FOLDERS = ("/var/lib/containerd", "/etc/docker", "/run/docker", "/run/containerd")
 OUR_IMAGES = ("llm.image", "llm.test")  # labels
+SYSCTL = Path("/run/sysctl.d/60-llm.conf")  # of salt/ingress/running.sls
 GENERATED = ("__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
 
 
@@ -196,6 +197,7 @@ def remove_generated(installation):
     """Remove what `make` made in the checkout; what git knows stays."""
     for path in [*generated_secrets(installation), *Path("/run").glob("llm_*.lock")]:
         path.unlink()
+    SYSCTL.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # git knows some, or there are none
         (installation.pillar / "secrets").rmdir()
     if not installation.is_default:  # the rest is the first installation's

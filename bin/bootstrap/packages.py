@@ -26,6 +26,7 @@ def missing():
         "gnupg": bool(shutil.which("gpg")),
         "debootstrap": bool(shutil.which("debootstrap")),
         "iptables": bool(shutil.which("iptables")),
+        "procps": bool(shutil.which("sysctl")),
     }
     return [package for package, there in truths.items() if not there]
 

@@ -9,5 +9,6 @@ llm:
     mesh: {memory: 128m, cpus: 0.5}
     ingress: {memory: 128m, cpus: 0.5}
   log_level: info
+  requests: {connection: 10s}
   certificates: {days: 30, renew_days: 10}
   preflight: {cpu_overcommit: 4.0}

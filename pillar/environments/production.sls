@@ -2,9 +2,9 @@
 llm:
   services:
     model-proxy: {min_healthy: 10s, healthy_deadline: 300s, progress_deadline: 600s}
-    head: {replicas: 2, min_healthy: 10s, drain_timeout: 30s}
+    head: {replicas: 2, min_healthy: 10s}
     rate-limiter: {min_healthy: 10s}
-    tail: {min_healthy: 10s, drain_timeout: 30s}
+    tail: {min_healthy: 10s}
     cache: {min_healthy: 10s}
   limits: {unit: minute, requests: 600}
   log_level: warning

@@ -153,6 +153,13 @@ class Platform:
         with self.changed(path, yaml.safe_dump(found)):
             yield
 
+    def change_service(self, name, **knobs):
+        """Have other ``knobs`` of service ``name`` from now on."""
+        path = self.pillar / "environments" / "dev.sls"
+        found = yaml.safe_load(path.read_text())
+        found["llm"]["services"].setdefault(name, {}).update(knobs)
+        path.write_text(yaml.safe_dump(found))
+
     def run(self, *arguments, check=True, timeout=600):
         """Call ``salt-run``; return the finished process."""
         return self.called("salt-run", self.master.config_dir, arguments, check, timeout)

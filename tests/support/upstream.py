@@ -41,6 +41,17 @@ class Upstream:
         self.mode, self.sick, self.delay, self.chunks, self.heard = "well", False, 0.2, 5, None
         self.requests.clear()
 
+    def goes_on(self, number, body):
+        """Return whether there is a chunk of this number in the stream that ``body`` asks for."""
+        return number < self.chunks
+
+    def pause(self, body):
+        """Take some time after a chunk of the stream that ``body`` asks for."""
+        if self.heard:
+            assert self.heard.acquire(timeout=20), "nobody heard it"
+        else:
+            time.sleep(self.delay)
+
     def stop(self):
         """End it, and every connection to it."""
         self.server.shutdown()
@@ -106,6 +117,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "path": self.path,
             "headers": {name.lower(): value for name, value in self.headers.items()},
             "body": body,
+            "time": time.monotonic(),
         }
         upstream.requests.append(asked)
         if upstream.mode == "reset":
@@ -116,10 +128,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if upstream.mode == "fail":
             self.answer({"error": {"message": "failing"}}, 503)
         elif '"stream": true' in body or '"stream":true' in body:
-            self.stream(upstream)
+            self.stream(upstream, body)
         else:
             short = {key: asked[key] for key in ("method", "path", "headers")}
-            self.answer(short | {"bytes": len(body)})
+            message = {"role": "assistant", "content": "well"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            completion = {"id": "1", "object": "chat.completion", "choices": [choice]}
+            self.answer(short | completion | {"bytes": len(body)})
 
     def answer(self, body, status=200):
         text = json.dumps(body).encode()
@@ -131,19 +146,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def stream(self, upstream):
+    def stream(self, upstream, body):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number in range(upstream.chunks):
+        number = 0
+        while upstream.goes_on(number, body):
             delta = {"index": 0, "delta": {"content": f"{number} "}}
             chunk = {"id": "1", "object": "chat.completion.chunk", "choices": [delta]}
             self.chunk(f"data: {json.dumps(chunk)}\n\n")
-            if upstream.heard:
-                assert upstream.heard.acquire(timeout=20), "nobody heard it"
-            else:
-                time.sleep(upstream.delay)
+            upstream.pause(body)
+            number += 1
         self.chunk("data: [DONE]\n\n")
         self.chunk("")
 

@@ -10,15 +10,18 @@ import ssl
 import threading
 import time
 import types
+from unittest.mock import create_autospec, patch
 
 import httpx
 import llm_catalogue
+import llm_engine
 import pytest
 from saltfactories.utils.loader import LoaderModuleMock
 
+from _modules import llm_drain
 from _modules import llm_mesh as llm_mesh_module
 from tests.support import certificates, upstream
-from tests.support.envoy import Envoy, free_ports
+from tests.support.envoy import Envoy, free_ports, render
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # or each request under load is a line
 NETWORK = "127.30.0.0/20"
@@ -35,7 +38,7 @@ class Edge:
     def __init__(self, folder, pillar):
         self.folder = folder
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-        self.platform = self.make_platform(pillar)
+        self.platform = self.written = self.make_platform(pillar)
         self.authority = certificates.Authority()
         for name in ("tail", "ingress", "mesh"):
             self.authority.issue(folder / "tls" / name, f"{name}.node1.llm", "localhost")
@@ -58,7 +61,9 @@ class Edge:
         pillar["site"]["network"]["subnet"] = NETWORK
         pillar["site"]["root"] = str(self.folder)
         pillar["site"]["clients"] = {"first": {}, "second": {}}
-        pillar["requests"] |= {"timeout": "3s", "per_try_timeout": "1s", "max_bytes": "1m"}
+        pillar["requests"] |= {
+            "timeout": "3s", "per_try_timeout": "1s", "max_bytes": "1m", "connection": "1s",
+        }  # fmt: skip
         for name, service in pillar["services"].items():
             service["port"] = self.ports.get(name, service["port"])
         return llm_catalogue.platform(pillar, "node1")
@@ -70,7 +75,6 @@ class Edge:
         replace = {"address: 0.0.0.0": f"address: {address}"}
         if name == "tail":
             replace |= {
-                "max_connection_duration: 60s": "max_connection_duration: 1s",
                 "address: head": "address: 127.0.0.1",
                 "address: rate-limiter": "address: 127.0.0.1",
                 "dynamic_resources:": manager + "dynamic_resources:",
@@ -93,6 +97,46 @@ class Edge:
         }
         with LoaderModuleMock({llm_mesh_module: {"__salt__": salt}}):
             return llm_mesh_module.route(service, addresses)
+
+    @contextlib.contextmanager
+    def tuned(self, mesh=None, requests=None):
+        """Have other knobs of the catalogue in the mesh for a while; no Envoy is started again."""
+        knobs = {"mesh": mesh or {}, "requests": requests or {}}
+        platform = self.platform | {key: self.platform[key] | of for key, of in knobs.items()}
+        try:
+            self.write_mesh(platform)
+            yield
+        finally:
+            self.write_mesh(self.platform)
+
+    def write_mesh(self, platform):
+        """Write the files of the mesh, and wait until it has taken what is new in them."""
+        files = ("clusters.yaml", "listeners.yaml")
+        written = [render("mesh", each, SECRETS) for each in (self.written, platform)]
+        for file, kind in zip(files, ("cluster_manager.cds", "listener_manager.lds"), strict=True):
+            if written[0][file] == written[1][file]:
+                continue
+            taken = self.mesh.stat(f"{kind}.update_success")
+            self.mesh.move(file, written[1][file])
+            self.mesh.until(
+                lambda kind=kind, taken=taken: self.mesh.stat(f"{kind}.update_success") > taken
+            )
+        self.written = platform
+        self.mesh.until(lambda: not self.mesh.stat("cluster_manager.warming_clusters"))
+
+    def leave(self, envoy, routed):
+        """Let ``envoy`` finish what it has begun, as the platform does before it stops it."""
+        pid = envoy.process.pid
+        engine = create_autospec(llm_engine.Engine, instance=True)
+        engine.inspect.return_value = {
+            "State": {"Pid": pid}, "NetworkSettings": {"Networks": {}},
+        }  # fmt: skip
+        salt = {"llm_mesh.health": lambda routing: {}}
+        with (
+            patch.object(llm_engine, "Engine", lambda path: engine),
+            LoaderModuleMock({llm_drain: {"__salt__": salt, "__opts__": {}}}),
+        ):
+            return llm_drain.wait("it", 20, str(envoy.folder / "admin.sock"), routed)
 
     def start(self):
         """Start the Envoys and wait until they find everything well."""
@@ -204,6 +248,25 @@ def edge(running_edge):
     running_edge.reset()
     yield running_edge
     running_edge.reset()
+
+
+@pytest.fixture
+def tail(edge):
+    """A client at an address of tail, which needs head."""
+    with edge.inside(TAIL) as client:
+        yield client
+
+
+@pytest.fixture
+def other_head(edge):
+    """A second replica of head, which requests may go to."""
+    other = upstream.Upstream(OTHER_HEAD, edge.ports["head"])
+    edge.route("head", [HEAD, OTHER_HEAD])
+    edge.mesh.healthy("head", 2)
+    yield other
+    edge.route("head", [HEAD])
+    edge.mesh.healthy("head", 1)
+    other.stop()
 
 
 def headers_of(answer):

@@ -13,25 +13,6 @@ from tests.functional.envoy.conftest import HEAD, OTHER_HEAD, TAIL
 from tests.support import upstream
 
 
-@pytest.fixture
-def tail(edge):
-    """A client at an address of tail, which needs head."""
-    with edge.inside(TAIL) as client:
-        yield client
-
-
-@pytest.fixture
-def other_head(edge):
-    """A second replica of head, which requests may go to."""
-    other = upstream.Upstream(OTHER_HEAD, edge.ports["head"])
-    edge.route("head", [HEAD, OTHER_HEAD])
-    edge.mesh.healthy("head", 2)
-    yield other
-    edge.route("head", [HEAD])
-    edge.mesh.healthy("head", 1)
-    other.stop()
-
-
 @pytest.mark.parametrize("caller", [TAIL, "127.30.0.127"])
 def test_who_needs_a_service_may_call_it(edge, caller):
     with edge.inside(caller) as client:
@@ -142,6 +123,35 @@ def test_stream_arrives_whole_while_traffic_moves(edge):
         edge.route("head", [HEAD])
         edge.mesh.healthy("head", 1)
         other.stop()
+
+
+def test_mesh_is_left_when_its_last_answer_was_given(edge):
+    edge.head.chunks, edge.head.delay = 12, 0.5
+    body, left = {"model": "tiny", "stream": True}, []
+    leaving = threading.Thread(target=lambda: left.append(edge.leave(edge.mesh, routed=False)))
+    try:
+        with (
+            edge.tuned(requests={"timeout": 20}),
+            edge.inside(TAIL) as client,
+            client.stream("POST", "/v1/completions", json=body) as stream,
+        ):
+            pieces = stream.iter_text()
+            found = next(pieces)
+            leaving.start()
+            for piece in pieces:
+                found += piece
+                assert not left or "[DONE]" in found
+        leaving.join()
+        assert found.count("delta") == 12
+        assert "[DONE]" in found
+        assert left == [0]
+        with edge.inside(TAIL) as late, pytest.raises(httpx.ConnectError):
+            late.get("/v1/models")
+    finally:
+        edge.mesh.stop()
+        edge.mesh.start()
+        edge.mesh.healthy("head", 1)
+        edge.tail.healthy("head", 1)
 
 
 def test_server_that_ends_idle_connections_costs_no_request(edge, tail):

@@ -227,6 +227,19 @@ def test_mesh_that_is_away(edge):
     edge.tail.until(lambda: edge.ask().status_code == 200)
 
 
+def test_client_connects_anew_now_and_then(edge):
+    with edge.client() as client:
+        answers = []
+        started = time.monotonic()
+        while time.monotonic() - started < 2:  # a connection may last 1 s
+            answers.append(client.get("/v1/models"))
+            time.sleep(0.1)
+    ends = [answer.headers.get("connection") == "close" for answer in answers]
+    assert not ends[0]
+    assert any(ends)
+    assert {answer.status_code for answer in answers} == {200}
+
+
 def test_error_of_the_head_passes_as_it_is(edge):
     edge.head.mode = "fail"
     answer = edge.ask()

@@ -16,7 +16,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 from saltfactories.utils.loader import LoaderModuleMock
 
 from _modules import llm_container as llm_container_module
-from _modules import llm_deploy, llm_health
+from _modules import llm_deploy, llm_drain, llm_health
 from tests.support.engine import Interrupted, ModelEngine
 
 IMAGES = ("llm/head:1", "llm/head:2", "llm/sick:1")
@@ -26,6 +26,7 @@ HEAD = {
     "network": "llm-network",
     "addresses": "172.30.0.80/28",
 }
+LEFT = {"timeout": 5, "admin": None, "routed": True}
 
 
 class Host:
@@ -35,11 +36,13 @@ class Host:
         self.engine = ModelEngine(IMAGES)
         self.routed = []
         self.waited = []
+        self.drained = []
         self.salt = {
             "llm_health.wait": create_autospec(llm_health.wait, side_effect=self.wait),
             "llm_health.redacted": llm_health.redacted,
             "llm_deploy.tell": create_autospec(llm_deploy.tell),
             "llm_mesh.route": lambda service, addresses: self.routed.append((service, addresses)),
+            "llm_drain.wait": create_autospec(llm_drain.wait, side_effect=self.drain),
         }
 
     def wait(self, check, container, **seconds):
@@ -47,6 +50,10 @@ class Host:
         found = self.engine.inspect(container)
         if found["State"]["Status"] != "running" or "sick" in found["Image"]:
             raise CommandExecutionError(f"{container} is not healthy")
+
+    def drain(self, container, **how):
+        name = self.engine.inspect(container)["Name"].lstrip("/")
+        self.drained.append((name, how, self.state()[name]))
 
     def plan(self, *specs):
         return llm_container_module.plan(list(specs))
@@ -118,6 +125,7 @@ def test_plan_replaces_start_first_and_parks_the_old_one(host):
         ("stop", "llm-head-1-g1"),
     ]
     assert host.routed == [("head", ["172.30.0.81"])]
+    assert host.drained == [("llm-head-1-g1", LEFT, "running")]
     assert host.waited == [
         ({"container": "running"}, "llm-head-1-g2", {"min_healthy": 2, "healthy_deadline": 60})
     ]
@@ -138,6 +146,64 @@ def test_plan_replaces_stop_first(host):
         ("stop", "llm-head-1-g1"),
         ("start", "llm-head-1-g2"),
     ]
+
+
+def test_plan_of_stop_first_leads_callers_away_before(host):
+    cache = HEAD | {"strategy": "stop-first", "routed": True}
+    host.apply(cache)
+    host.routed.clear()
+    host.apply(cache | {"image": "llm/head:2"})
+    assert host.routed == [("head", []), ("head", ["172.30.0.81"])]
+    assert host.drained == []
+    host.routed.clear()
+    (error,) = llm_container_module.execute(host.plan(cache | {"image": "llm/sick:1"}))["errors"]
+    assert error.endswith("It was taken back: llm-head-1-g2 serves as before")
+    assert host.routed == [("head", []), ("head", ["172.30.0.81"])]
+
+
+@pytest.fixture
+def envoy(tmp_path):
+    """The spec of an Envoy that callers find by name, with its folder in place of {name}."""
+    mount = {"source": f"{tmp_path}/{{name}}", "target": "/run/llm", "read_only": False}
+    check = {"http": "/ready", "socket": "admin.sock"}
+    return HEAD | {"user": "0:0", "mounts": [mount], "health": {"check": check}}
+
+
+def test_plan_leaves_an_envoy_by_its_administrative_socket(host, envoy, tmp_path):
+    host.apply(envoy)
+    host.apply(envoy | {"memory": "1g"})
+    admin = f"{tmp_path}/llm-head-1-g1/admin.sock"
+    left = {"timeout": 5, "admin": admin, "routed": False}
+    assert host.drained == [("llm-head-1-g1", left, "running")]
+
+
+def test_execute_starts_an_envoy_again_that_was_told_to_be_left(host, envoy):
+    host.apply(envoy)
+    plan = host.plan(envoy | {"memory": "1g"})
+    host.engine.calls.clear()
+    broken = CommandExecutionError("engine is gone")
+    update = host.engine.update
+    with patch.object(host.engine, "update", side_effect=[broken, *[None] * 9]):
+        (error,) = llm_container_module.execute(plan)["errors"]
+    assert update == host.engine.update
+    assert error.endswith("It was taken back: llm-head-1-g1 serves as before")
+    assert host.engine.calls[-3:] == [
+        ("stop", "llm-head-1-g1"),
+        ("start", "llm-head-1-g1"),
+        ("remove", "llm-head-1-g2"),
+    ]
+
+
+def test_plan_replaces_what_was_told_to_be_left(host, envoy, tmp_path):
+    host.apply(envoy)
+    mark = tmp_path / "llm-head-1-g1/drained"
+    mark.touch()
+    os.utime(mark, (1, 1))
+    assert host.plan(envoy)["operations"] == []
+    os.utime(mark)
+    done = host.apply(envoy)["changes"]
+    assert done == {"llm-head-1-g2": ["replace: llm-head-1-g1: it was told to be left"]}
+    assert host.plan(envoy)["operations"] == []
 
 
 def test_plan_keeps_only_the_last_one_parked(host):

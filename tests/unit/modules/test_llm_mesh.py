@@ -6,6 +6,7 @@ import threading
 from unittest.mock import patch
 
 import llm_catalogue
+import llm_envoy
 import pytest
 from salt.exceptions import CommandExecutionError
 
@@ -189,6 +190,19 @@ def test_health_is_what_the_envoys_say(llm_mesh, admin):
     assert llm_mesh.health() == {"llm-mesh-1-g1": {"head": {"172.30.0.80": "healthy"}}}
 
 
+def test_health_of_those_that_ask_the_mesh_by_name(llm_mesh, admin):
+    root = llm_mesh._path("head").parent.parent
+    tail = Admin(root, "tail", llm_mesh)
+    tail.healthy.add("172.30.0.80")
+    try:
+        assert llm_mesh.health().keys() == {"llm-mesh-1-g1"}
+        found = llm_mesh.health(routing=False)
+    finally:
+        tail.stop()
+    assert found.keys() == {"llm-mesh-1-g1", "llm-tail-1-g1"}
+    assert found["llm-tail-1-g1"] == {"head": {"172.30.0.80": "healthy"}}
+
+
 def test_health_without_an_envoy(llm_mesh):
     assert llm_mesh.health() == {}
 
@@ -243,7 +257,7 @@ def test_refused(llm_mesh, tmp_path, taken, failures, expected):
     }
     stats = [{"name": name, "value": value} for name, value in numbers.items()]
     answer = {"stats": [*stats, {"histograms": {}}]}
-    with patch.object(llm_mesh, "_asked", autospec=True, return_value=answer):
+    with patch.object(llm_envoy, "asked", autospec=True, return_value=answer):
         assert llm_mesh.refused("admin.sock", tmp_path, timeout=0) == expected
 
 

@@ -124,6 +124,14 @@ def test_models_are_brought_where_a_service_reads_them(sound):
         assert found == (files if reads else set())
 
 
+def test_ingress_waits_for_a_kernel_that_hands_connections_on(sound):
+    errors, states = sound[0].sls("ingress.running")
+    assert errors == []
+    (setting,) = (each["__id__"] for each in states if each["state"] == "sysctl")
+    (ingress,) = (each for each in states if each["__id__"] == "ingress is running")
+    assert {"sysctl": setting} in ingress["require"]
+
+
 def test_ids_are_sentences(sound):
     _, states = sound[0].top()
     assert [each["__id__"] for each in states if " " not in each["__id__"]] == []

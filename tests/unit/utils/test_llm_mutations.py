@@ -21,6 +21,7 @@ CLOSED = [
     ("services", "cache", "health"),
     ("services", "mesh"),
     ("requests",),
+    ("mesh",),
     ("limits",),
     ("response_cache",),
     ("certificates",),
@@ -47,6 +48,9 @@ DURATIONS = [
     ("defaults", "healthy_deadline"),
     ("services", "head", "progress_deadline"),
     ("requests", "timeout"),
+    ("requests", "backoff"),
+    ("requests", "connection"),
+    ("mesh", "ejection"),
     ("response_cache", "ttl"),
     ("preflight", "clock_skew"),
 ]

@@ -536,6 +536,19 @@ MISTAKES = {
         "log_level: warn",
         'log_level: found "warn"',
     ),
+    "a first pause longer than the longest": (
+        SERVICES,
+        "backoff: 100ms",
+        "backoff: 3s",
+        r"backoff: found .*; expected at most max_backoff \(2s\)",
+    ),
+    "an ingress left before its clients connect anew": (
+        SERVICES,
+        "network: host",
+        "network: host\n      drain_timeout: 19s",
+        r"ingress.drain_timeout: found .*; expected at least twice requests.connection \(10s\)",
+    ),
+    "a share above all": (SERVICES, "retry_budget: 20", "retry_budget: 101", "at most 100"),
     "a try longer than the whole": (
         SERVICES,
         "per_try_timeout: 120s",

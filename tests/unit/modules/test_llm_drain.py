@@ -1,0 +1,139 @@
+import threading
+import time
+from unittest.mock import create_autospec, patch
+
+import llm_engine
+import llm_envoy
+import pytest
+from salt.exceptions import CommandExecutionError
+
+from _modules import llm_drain as llm_drain_module
+from _modules import llm_mesh
+
+STATS = {
+    "http.admin.downstream_rq_active": 7,
+    "http.head.downstream_rq_active": 0,
+    "http.rate-limiter.downstream_rq_active": 0,
+    "listener.0.0.0.0_4000.downstream_cx_active": 9,
+    "listener.0.0.0.0_4000.worker_0.downstream_cx_active": 9,
+    "listener.admin.downstream_cx_active": 1,
+}
+
+
+@pytest.fixture
+def health():
+    """How the Envoys of the host find what they know."""
+    return {}
+
+
+@pytest.fixture
+def llm_drain(configure_loader, health):
+    asked = create_autospec(llm_mesh.health, side_effect=lambda routing: health)
+    module = configure_loader(llm_drain_module, salt={"llm_mesh.health": asked})
+    state = {
+        "State": {"Pid": 0},
+        "NetworkSettings": {"Networks": {"llm-network": {"IPAddress": "172.30.0.16"}}},
+    }
+    engine = create_autospec(llm_engine.Engine, instance=True)
+    engine.inspect.return_value = state
+    with (
+        patch.object(llm_engine, "Engine", lambda path: engine),
+        patch.multiple(module, QUIET=0.2, SETTLED=0.1, POLL=0.01),
+    ):
+        yield module
+
+
+class Admin:
+    """The administrative interface of an Envoy: its figures, and what it was told."""
+
+    def __init__(self, path):
+        self.path, self.stats, self.orders = path, dict(STATS), []
+
+    def asked(self, admin, question):
+        assert (admin, question.partition("?")[0]) == (str(self.path), "/stats")
+        stats = [{"name": name, "value": value} for name, value in self.stats.items()]
+        return {"stats": [*stats, {"histograms": {}}]}
+
+    def told(self, admin, order):
+        assert admin == self.path
+        self.orders.append(order)
+        return True
+
+
+@pytest.fixture
+def admin(tmp_path):
+    admin = Admin(tmp_path / "admin.sock")
+    admin.path.touch()
+    with patch.multiple(llm_envoy, asked=admin.asked, told=admin.told):
+        yield admin
+
+
+def test_wait_for_an_envoy_that_nobody_asks_anything(llm_drain, admin, tmp_path):
+    assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path)) == 0
+    assert admin.orders == ["/healthcheck/fail"]
+    assert (tmp_path / "drained").exists()
+
+
+def test_wait_for_an_envoy_that_is_found_by_name(llm_drain, admin, health):
+    health["llm-tail-1-g1"] = {"head": {"172.30.0.16": "healthy", "172.30.0.17": "healthy"}}
+    assert llm_drain.wait("llm-mesh-1-g1", admin=str(admin.path), routed=False) == 0
+    assert admin.orders == ["/drain_listeners", "/healthcheck/fail"]
+
+
+def test_wait_lets_requests_come_to_their_end(llm_drain, admin):
+    admin.stats["http.head.downstream_rq_active"] = 3
+    threading.Timer(0.3, lambda: admin.stats.update({"http.head.downstream_rq_active": 0})).start()
+    started = time.monotonic()
+    assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path)) == 0
+    assert time.monotonic() - started >= 0.5
+
+
+def test_wait_has_its_limit(llm_drain, admin):
+    admin.stats["http.head.downstream_rq_active"] = 3
+    assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path), timeout=0.2) == 3
+
+
+def test_wait_counts_connections_where_bytes_are_passed_on(llm_drain, admin):
+    for name in list(admin.stats):
+        if name.startswith("http.") and ".admin." not in name:
+            del admin.stats[name]
+    assert llm_drain.wait("llm-ingress-1-g1", admin=str(admin.path), timeout=0) == 9
+
+
+def test_wait_tells_nothing_before_callers_know_another(llm_drain, admin, health, tmp_path):
+    health["llm-tail-1-g1"] = {
+        "head": {"172.30.0.16": "healthy", "172.30.0.17": "failed_active_hc"},
+        "other": {"172.30.0.99": "healthy"},
+    }
+    with patch.object(llm_drain, "_succeeded", lambda of, wait=llm_drain._succeeded: wait(of, 0.1)):
+        with pytest.raises(CommandExecutionError, match=r"healthy for llm-tail-1-g1 \(head\)$"):
+            llm_drain.wait("llm-mesh-1-g1", admin=str(admin.path), routed=False)
+        assert admin.orders == []
+        assert not (tmp_path / "drained").exists()
+        turn = threading.Timer(
+            0.05, lambda: health["llm-tail-1-g1"]["head"].update({"172.30.0.17": "healthy"})
+        )
+        turn.start()
+        llm_drain.wait("llm-mesh-1-g1", admin=str(admin.path), routed=False)
+    assert admin.orders
+
+
+def test_wait_for_an_envoy_that_has_ended(llm_drain, tmp_path):
+    assert llm_drain.wait("llm-tail-1-g1", admin=str(tmp_path / "gone.sock")) == 0
+
+
+def test_connections_are_those_to_what_listens(llm_drain, tmp_path):
+    table = [
+        "  sl  local_address rem_address   st",
+        "   0: 5000001E:0FA0 00000000:0000 0A",  # listens
+        "   1: 5000001E:0FA0 1000001E:C001 01",  # asked by the mesh
+        "   2: 5000001E:0FA0 1000001E:C002 06",  # over
+        "   3: 0100007F:0FA0 0100007F:C003 01",  # asks itself
+        "   4: 5000001E:D431 1000001E:1F90 01",  # asks others
+    ]
+    net = tmp_path / "7/net"
+    net.mkdir(parents=True)
+    (net / "tcp").write_text("\n".join(table))
+    with patch.object(llm_drain.pathlib, "Path", lambda root, *parts: tmp_path.joinpath(*parts)):
+        assert llm_drain._connections(7) == 1
+        assert llm_drain._connections(8) == 0
