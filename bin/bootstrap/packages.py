@@ -1,11 +1,13 @@
 """System packages: which are missing, and their installation."""
 
 import importlib.util
+import shlex
 import shutil
 import subprocess
 import sysconfig
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from . import progress as words
 from . import variables
@@ -26,6 +28,7 @@ def missing():
         "gnupg": bool(shutil.which("gpg")),
         "debootstrap": bool(shutil.which("debootstrap")),
         "iptables": bool(shutil.which("iptables")),
+        "curl": bool(shutil.which("curl")),
     }
     return [package for package, there in truths.items() if not there]
 
@@ -42,6 +45,26 @@ def mirrors():
         uri, _, suite = line.partition(" ")
         found.setdefault(uri, f"{uri}dists/{suite}/InRelease")
     return list(found.values())
+
+
+def proxies(url):
+    """
+    Return apt's own proxy for ``url`` as ``{scheme: proxy}``, or the program that finds one; ``{}``
+    where apt shall use none, and ``None`` where the environment's counts.
+    """
+    where = urlsplit(url)
+    names = (
+        f"Acquire::{where.scheme}::Proxy::{where.hostname}", "Acquire::http::Proxy-Auto-Detect",
+        "Acquire::http::ProxyAutoDetect", f"Acquire::{where.scheme}::Proxy", "Acquire::http::Proxy",
+    )  # fmt: skip
+    for name in names:
+        asked = subprocess.run(
+            ["apt-config", "shell", "proxy", name], capture_output=True, text=True, check=False
+        )
+        for word in shlex.split(asked.stdout):
+            proxy = word.removeprefix("proxy=")
+            return {} if proxy == "DIRECT" else {where.scheme: proxy}
+    return None
 
 
 def install(progress, names, log):
