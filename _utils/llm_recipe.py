@@ -9,6 +9,8 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 
+import llm_mirror
+
 _ARGUMENT = re.compile(r"^ARG\s+(\w+)(?:=(\S+))?", re.MULTILINE)
 _FIRST_STAGE = re.compile(r"^FROM\s", re.MULTILINE)
 
@@ -38,10 +40,11 @@ class Recipe:
 
     def arguments(self, offered):
         """
-        Return the build arguments: of ``offered`` those that the Dockerfile asks for, its version,
-        and the references of what it needs.
+        Return the build arguments: of ``offered`` those that the Dockerfile asks for and the
+        proxies, for which none has to ask, its version, and the references of what it needs.
         """
         asked = {name for name, _ in _ARGUMENT.findall(self._dockerfile)}
+        asked |= {name for name in offered if name.lower() in llm_mirror.PROXIES}
         given = offered | {"VERSION": self.version}
         given |= {_argument(needed.folder): needed.reference for needed in self.needs}
         return {name: value for name, value in given.items() if name in asked}

@@ -35,9 +35,10 @@ def test_reference_changes_with(other):
 
 
 def test_arguments_are_those_that_are_asked_for():
-    offered = {"ORIGIN": "x", "http_proxy": "y"}
-    assert make().arguments(offered) == {"BASE": BASE.reference, "VERSION": "1.0"}
-    assert BASE.arguments(offered) == {"ORIGIN": "x"}
+    offered = {"ORIGIN": "x", "http_proxy": "y", "UNKNOWN": "z"}
+    proxy = {"http_proxy": "y"}  # a build knows it unasked
+    assert make().arguments(offered) == {"BASE": BASE.reference, "VERSION": "1.0"} | proxy
+    assert BASE.arguments(offered) == {"ORIGIN": "x"} | proxy
 
 
 def test_default_of_an_argument():
