@@ -57,14 +57,14 @@ def proxies(url):
         f"Acquire::{where.scheme}::Proxy::{where.hostname}", "Acquire::http::Proxy-Auto-Detect",
         "Acquire::http::ProxyAutoDetect", f"Acquire::{where.scheme}::Proxy", "Acquire::http::Proxy",
     )  # fmt: skip
-    for name in names:
-        asked = subprocess.run(
-            ["apt-config", "shell", "proxy", name], capture_output=True, text=True, check=False
-        )
-        for word in shlex.split(asked.stdout):
-            proxy = word.removeprefix("proxy=")
-            return {} if proxy == "DIRECT" else {where.scheme: proxy}
-    return None
+    words = [word for name in names for word in ("proxy", name)]
+    asked = subprocess.run(
+        ["apt-config", "shell", *words], capture_output=True, text=True, check=False
+    )
+    found = [word.removeprefix("proxy=") for word in shlex.split(asked.stdout)]
+    if not found:
+        return None
+    return {} if found[0] == "DIRECT" else {where.scheme: found[0]}
 
 
 def install(progress, names, log):

@@ -175,8 +175,8 @@ def apt_config(monkeypatch):
 
     def run(argv, **_):
         assert argv[:3] == ["apt-config", "shell", "proxy"]
-        said = f"proxy='{options[argv[3]]}'\n" if argv[3] in options else ""
-        return subprocess.CompletedProcess(argv, 0, said, "")
+        said = [f"proxy='{options[name]}'\n" for name in argv[3::2] if name in options]
+        return subprocess.CompletedProcess(argv, 0, "".join(said), "")
 
     monkeypatch.setattr(subprocess, "run", create_autospec(subprocess.run, side_effect=run))
     return options
