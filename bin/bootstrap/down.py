@@ -13,6 +13,9 @@ from .installation import REPOSITORY, VENV
 from .progress import Failure, Progress, run
 
 ENGINE_FOLDERS = ("/var/lib/containerd", "/etc/docker", "/run/docker", "/run/containerd")
+MADE_BY_CONTAINERD = (
+    "/etc/cni/net.d", "/etc/cni", "/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd",
+)  # fmt: skip
 OUR_IMAGES = ("llm.image", "llm.test")  # labels
 GENERATED = ("__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
 
@@ -178,6 +181,9 @@ def uninstall(progress, noted, data, log):
         problems += failure.problems
     engine.remove_folders((data, *ENGINE_FOLDERS))
     Path("/run/docker.sock").unlink(missing_ok=True)
+    for folder in MADE_BY_CONTAINERD:
+        with contextlib.suppress(OSError):  # others keep something there, or it is not there
+            Path(folder).rmdir()
     return problems
 
 
