@@ -238,9 +238,11 @@ def verify(model=None, client="default"):
     Exit code: 0 it answered, 1 it did not. JSON: ``{"model": name, "tokens": count, "total":
     seconds, "first_token": seconds of the streamed answer, "hops": {name: seconds}}``.
     """
-    site = _pillar()["site"]
+    pillar = _pillar()
+    site = pillar["site"]
     model = model or next(iter(site["models"]))
-    found = llm_completion.verify(**_settings(client), model=model, server_name=site["public_name"])
+    settings = _settings(client) | {"base_url": _base_url(site, _address(pillar))}
+    found = llm_completion.verify(**settings, model=model, server_name=site["public_name"])
     return _answer(found, llm_report.completion(found))
 
 
@@ -471,15 +473,24 @@ def _settings(name):
     if name not in site["clients"]:
         known = ", ".join(site["clients"])
         raise SaltInvocationError(f'unknown client "{name}"; there are {known}')
-    host = llm_catalogue.carriers(pillar["services"], site, "tail")[0]
-    authority = os.path.join(site["root"], "trust", "ca.pem")
-    if own := site["public_certificate"]:
-        authority = own.get("authority", SYSTEM_AUTHORITIES)
+    host, authority = _address(pillar), os.path.join(site["root"], "trust", "ca.pem")
+    if own := site["public_certificate"]:  # which names no address
+        host, authority = site["public_name"], own.get("authority", SYSTEM_AUTHORITIES)
     return {
-        "base_url": f"https://{site['hosts'][host]['address']}:{site['public_port']}/v1",
+        "base_url": _base_url(site, host),
         "ca_file": authority,
         "api_key": llm_secret.value(_pillar_root(), _keyring(), f"clients.{name}"),
     }
+
+
+def _address(pillar):
+    """Return where the public port is."""
+    host = llm_catalogue.carriers(pillar["services"], pillar["site"], "tail")[0]
+    return pillar["site"]["hosts"][host]["address"]
+
+
+def _base_url(site, host):
+    return f"https://{host}:{site['public_port']}/v1"
 
 
 def _refreshed(hosts):

@@ -61,6 +61,12 @@ def archive(suite, folder):
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _environment():
+    """Return the variables for debootstrap, which asks apt for no proxy."""
+    quiet = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    return os.environ | llm_mirror.proxies(os.environ) | quiet
+
+
 def _run(command):
     """Run ``command`` to its end; an interrupted run takes it along."""
     process = subprocess.Popen(
@@ -70,7 +76,7 @@ def _run(command):
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+        env=_environment(),
         start_new_session=True,
     )
     try:

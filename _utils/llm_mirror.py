@@ -6,11 +6,14 @@ import configparser
 import os
 import pathlib
 import re
+import shlex
+import subprocess
 
 ROOT = pathlib.Path("/")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 DEBIAN = "http://deb.debian.org/debian"
 SECURITY = "http://deb.debian.org/debian-security"
+_LOOPBACK = re.compile(r"//([^/@]*@)?(localhost|127\.|\[::1\])")  # a build has one of its own
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _SOURCE = """\
 Types: deb
@@ -81,13 +84,34 @@ def sources(suite, root=ROOT):
     )
 
 
+def proxies(environment):
+    """Return the proxies of ``environment``; without them those that apt alone is told of."""
+    found = {}
+    for name in PROXIES:
+        value = environment.get(name) or environment.get(name.upper()) or _apt_proxy(name)
+        if value:
+            found |= {name: value, name.upper(): value}
+    return found
+
+
+def _apt_proxy(name):
+    """Return the proxy in apt's own configuration that ``name`` stands for, or an empty string."""
+    option = f"Acquire::{name.removesuffix('_proxy')}::Proxy"
+    try:
+        asked = subprocess.run(
+            ["apt-config", "shell", "proxy", option], capture_output=True, text=True, check=False
+        )
+    except OSError:  # no apt here
+        return ""
+    proxy = "".join(shlex.split(asked.stdout)).removeprefix("proxy=")
+    return "" if proxy == "DIRECT" else proxy
+
+
 def arguments(environment=None, root=ROOT):
     """Return build arguments for this host's proxies and package indexes, where it has any."""
     environment = os.environ if environment is None else environment
-    found = {}
-    for name in PROXIES:
-        if value := environment.get(name) or environment.get(name.upper()):
-            found |= {name: value, name.upper(): value}
+    found = proxies(environment).items()
+    found = {name: value for name, value in found if not _LOOPBACK.search(value)}
     names = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
     index = next((environment[name] for name in names if environment.get(name)), "")
     if index := index or _pip_index(root):

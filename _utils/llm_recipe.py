@@ -40,17 +40,14 @@ class Recipe:
 
     def arguments(self, offered):
         """
-        Return the build arguments: of ``offered`` those that the Dockerfile asks for and those of a
-        proxy, which nobody has to ask for; its version; and the references of what it needs.
+        Return the build arguments: of ``offered`` those that the Dockerfile asks for and the
+        proxies, for which none has to ask, its version, and the references of what it needs.
         """
         asked = {name for name, _ in _ARGUMENT.findall(self._dockerfile)}
+        asked |= {name for name in offered if name.lower() in llm_mirror.PROXIES}
         given = offered | {"VERSION": self.version}
         given |= {_argument(needed.folder): needed.reference for needed in self.needs}
-        return {
-            name: value
-            for name, value in given.items()
-            if name in asked or name.lower() in llm_mirror.PROXIES
-        }
+        return {name: value for name, value in given.items() if name in asked}
 
     def default(self, argument):
         """Return the default that the Dockerfile gives ``argument``, or an empty string."""

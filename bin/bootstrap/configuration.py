@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from string import Template
 
+from . import variables
 from .installation import REPOSITORY, write
 
 TEMPLATES = Path(__file__).parent / "conf"
@@ -43,6 +44,8 @@ def ensure(installation):
         text = Template((TEMPLATES / name).read_text(encoding="utf-8")).substitute(filled)
         if write(installation.conf / name, text):
             changed.append(name)
+    if write(installation.conf / "environment", variables.lines()):
+        changed.append("environment")
     if installation.is_default and not points_to(LINK, installation.conf):
         LINK.unlink(missing_ok=True)
         LINK.symlink_to(installation.conf)

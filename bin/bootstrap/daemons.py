@@ -47,7 +47,7 @@ class Keeper:
     def digest(self):
         """Return the hash of what the daemons read once, when they start."""
         found = hashlib.sha256(environment.digest("platform").encode())
-        for name in ("master", "minion"):
+        for name in ("master", "minion", "environment"):
             found.update((self.installation.conf / name).read_bytes())
         return found.hexdigest()
 
@@ -55,8 +55,9 @@ class Keeper:
         """Start what does not run, restart what runs with an old configuration; return these."""
         changed = self.configure()
         digest = self.digest()
-        old = not self.started_with.exists() or self.started_with.read_text() != digest
-        if not changed and not old and self.is_whole():
+        known = self.started_with.read_text() if self.started_with.exists() else ""
+        old = changed or known != digest
+        if not old and self.is_whole():
             return []
         self.start(restart=old)
         write(self.started_with, digest)
@@ -113,8 +114,7 @@ class Systemd(Keeper):
 
     def configure(self):
         """Write the units; return whether one changed."""
-        kept = "".join(f'{key}="{value}"\n' for key, value in variables.clean().items())
-        changed = [write(self.installation.conf / "environment", kept)]
+        changed = []
         for program in PROGRAMS:
             text = self.filled("unit.service", program=program)
             changed.append(write(self.folder / self.unit(program), text, mode=0o644))

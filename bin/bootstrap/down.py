@@ -13,6 +13,9 @@ from .installation import REPOSITORY, VENV
 from .progress import Failure, Progress, run
 
 ENGINE_FOLDERS = ("/var/lib/containerd", "/etc/docker", "/run/docker", "/run/containerd")
+MADE_BY_CONTAINERD = (
+    "/etc/cni/net.d", "/etc/cni", "/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd",
+)  # fmt: skip
 OUR_IMAGES = ("llm.image", "llm.test")  # labels
 SYSCTL = Path("/run/sysctl.d/60-llm.conf")  # of salt/ingress/running.sls
 GENERATED = ("__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
@@ -143,9 +146,8 @@ def remove_images(progress):
 
 def remove_engine(progress, installation, left):
     """Remove the engine that the platform brought; return what happened, add to ``left``."""
-    try:
-        noted = json.loads((installation.root / "engine.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    noted = notes(installation.root)
+    if not noted:
         return "it was here before: left alone"
     theirs = others() if engine.answers() else []
     data = engine.data_folder()
@@ -158,14 +160,32 @@ def remove_engine(progress, installation, left):
         return f"runs on, unsupervised: others use it by now ({', '.join(theirs)})"
     if "docker.io" not in noted.get("packages", []):
         return "stopped: it was installed before, and the platform had started it"
-    engine.forget(noted.get("forwarding"))
+    left += uninstall(progress, noted, data, installation.log / "down")
+    return "removed"
+
+
+def notes(root):
+    """Return what the states noted in ``root`` of the engine: nothing where it was here before."""
     try:
-        packages.remove(progress, noted["packages"], installation.log / "down")
+        return json.loads((root / "engine.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def uninstall(progress, noted, data, log):
+    """Remove an engine that is stopped, as ``noted``, with its ``data``; return what went wrong."""
+    engine.forget(noted.get("forwarding"))
+    problems = []
+    try:
+        packages.remove(progress, noted["packages"], log)
     except Failure as failure:
-        left += failure.problems
+        problems += failure.problems
     engine.remove_folders((data, *ENGINE_FOLDERS))
     Path("/run/docker.sock").unlink(missing_ok=True)
-    return "removed"
+    for folder in MADE_BY_CONTAINERD:
+        with contextlib.suppress(OSError):  # others keep something there, or it is not there
+            Path(folder).rmdir()
+    return problems
 
 
 def others():

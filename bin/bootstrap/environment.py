@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from . import progress as words
@@ -63,7 +64,9 @@ def install(progress, lock, log):
         words.run(progress, argv, log, f"pip install uv {pinned('uv')}", env=env)
     argv = [str(uv), "pip", "sync", "--python", str(PYTHON), "--require-hashes",
             "--compile-bytecode", str(REQUIREMENTS / f"{lock}.txt")]  # fmt: skip
-    words.run(progress, argv, log, f"uv pip sync requirements/{lock}.txt", env=env)
+    with tempfile.TemporaryDirectory(prefix="llm-environment-") as folder:  # uv leaves locks behind
+        env["TMPDIR"] = folder
+        words.run(progress, argv, log, f"uv pip sync requirements/{lock}.txt", env=env)
     held = {name: digest(name) for name in LOCKS[lock]}
     STAMP.write_text(json.dumps(held) + "\n", encoding="utf-8")
 

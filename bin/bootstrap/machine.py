@@ -9,11 +9,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from . import engine, environment, listeners, packages
+from . import engine, environment, interpreter, listeners, packages
 from .installation import REPOSITORY
 
 GIB = 1024**3
-PYTHONS = ((3, 11), (3, 13))
 LINKS = ("_modules", "_states", "_utils", "orch")  # of salt/, each to the folder beside it
 MEMORY = 3 * GIB  # of the machine: Salt 0.5, the five services 1.5, a build beside them 1
 FIRST = {  # bytes that the first `make up` writes, measured and rounded up
@@ -35,18 +34,14 @@ def problems(installation):
     found += ports(installation)
     found += root(installation)
     found += engine.problems()
-    found += mirrors(missing, environment.is_current("platform"))
+    found += mirrors(installation, missing)
     return found
 
 
 def python(version=None):
     """Yield whether Salt does not run on this Python."""
-    found = tuple((version or sys.version_info)[:2])
-    if not PYTHONS[0] <= found <= PYTHONS[1]:
-        yield (
-            f"python3 is {found[0]}.{found[1]} ({sys.executable}): Salt needs 3.11, 3.12 or 3.13;"
-            " name one with `make up PYTHON=/usr/bin/python3.13`"
-        )
+    if problem := interpreter.problem(version or sys.version_info):
+        yield problem
 
 
 def basics():
@@ -146,21 +141,26 @@ def root(installation):
         yield f"{folder} is not empty and not ours: move it, or choose another root in site.yaml"
 
 
-def mirrors(missing, environment_is_current):
+def mirrors(installation, missing):
     """Yield each mirror that will be asked and does not answer."""
-    if missing:
+    first = not installation.has_served()  # engine and images are still to come
+    if missing or first:
+        wanted = [*missing, *(["engine", "images"] if first else [])]
         for url in packages.mirrors():
-            yield from unreachable(url, "for the packages " + ", ".join(missing))
-    if not environment_is_current:
+            yield from unreachable(url, "for " + ", ".join(wanted), packages.proxies(url))
+    if first or not environment.is_current("platform"):
         yield from unreachable(environment.index() + "/uv/", "for Python packages")
 
 
-def unreachable(url, purpose, timeout=8):
-    """Yield why ``url`` cannot be reached, if it cannot."""
-    if not url.startswith(("http://", "https://")):
-        return
+def unreachable(url, purpose, proxies=None, timeout=8):
+    """Yield why ``url`` cannot be reached, if it cannot. Default proxies: the environment's."""
+    proxies = urllib.request.getproxies() if proxies is None else proxies
+    scheme = url.partition(":")[0]
+    if scheme not in ("http", "https") or not proxies.get(scheme, "http").startswith("http"):
+        return  # only its own client speaks that
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout):
+        with opener.open(urllib.request.Request(url, method="HEAD"), timeout=timeout):
             return
     except urllib.error.HTTPError as err:
         if err.code in (401, 403, 405):

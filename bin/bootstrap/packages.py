@@ -1,11 +1,13 @@
 """System packages: which are missing, and their installation."""
 
 import importlib.util
+import shlex
 import shutil
 import subprocess
 import sysconfig
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from . import progress as words
 from . import variables
@@ -27,6 +29,7 @@ def missing():
         "debootstrap": bool(shutil.which("debootstrap")),
         "iptables": bool(shutil.which("iptables")),
         "procps": bool(shutil.which("sysctl")),
+        "curl": bool(shutil.which("curl")),
     }
     return [package for package, there in truths.items() if not there]
 
@@ -43,6 +46,26 @@ def mirrors():
         uri, _, suite = line.partition(" ")
         found.setdefault(uri, f"{uri}dists/{suite}/InRelease")
     return list(found.values())
+
+
+def proxies(url):
+    """
+    Return apt's own proxy for ``url`` as ``{scheme: proxy}``, or the program that finds one; ``{}``
+    where apt shall use none, and ``None`` where the environment's counts.
+    """
+    where = urlsplit(url)
+    names = (
+        f"Acquire::{where.scheme}::Proxy::{where.hostname}", "Acquire::http::Proxy-Auto-Detect",
+        "Acquire::http::ProxyAutoDetect", f"Acquire::{where.scheme}::Proxy", "Acquire::http::Proxy",
+    )  # fmt: skip
+    words = [word for name in names for word in ("proxy", name)]
+    asked = subprocess.run(
+        ["apt-config", "shell", *words], capture_output=True, text=True, check=False
+    )
+    found = [word.removeprefix("proxy=") for word in shlex.split(asked.stdout)]
+    if not found:
+        return None
+    return {} if found[0] == "DIRECT" else {where.scheme: found[0]}
 
 
 def install(progress, names, log):

@@ -1,16 +1,13 @@
-"""Run the tests, with an engine where none runs: started as the platform would, stopped after."""
+"""Run the tests, with an engine where none runs: brought as the platform does, and removed."""
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
-from . import engine, up
-from .installation import PYTHON, REPOSITORY, VENV
+from . import daemons, down, engine, up
+from .installation import PYTHON, REPOSITORY, VENV, Installation
 from .progress import Failure, Progress, run
 
 SUITES = ("integration", "functional", "unit")  # the longest first
@@ -47,11 +44,7 @@ def started_engine():
         try:
             yield
         finally:
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int(Path("/var/run/docker.pid").read_text()), signal.SIGTERM)
-            deadline = time.monotonic() + 30
-            while engine.answers() and time.monotonic() < deadline:
-                time.sleep(0.2)
+            end_engine(Path(folder))
 
 
 def start_engine(folder):
@@ -70,3 +63,23 @@ def start_engine(folder):
     if not engine.answers():
         raise Failure("the tests need a container engine, and none answers")
     progress.done("started")
+
+
+def end_engine(folder):
+    """Stop the engine; remove it where the tests brought it and nobody else uses it by now."""
+    progress = Progress(1)
+    progress.step("The end of the tests' engine")
+    noted, data = down.notes(folder), engine.data_folder()
+    brought = "docker.io" in noted.get("packages", []) and engine.answers()
+    if brought:
+        down.remove_images(progress)
+    theirs = down.others() if brought else []
+    daemons.of(Installation(forgiving=True)).stop_engine()
+    if not brought:
+        progress.done("stopped: it was installed before")
+    elif theirs:
+        progress.done(f"stopped, and stays: others use it by now ({', '.join(theirs)})")
+    elif problems := down.uninstall(progress, noted, data, folder / "log"):
+        raise Failure("this is left of the engine:", *problems)
+    else:
+        progress.done("removed")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import llm_outcome
 
@@ -202,13 +203,21 @@ def tell(progress, installation, changes):
     if not isinstance(client, dict):
         return
     url, bundle = client["base_url"], client["ca_file"]
+    progress.say(f"It answers at {url} (certificate authority: {bundle}). Try it:\n")
+    progress.say(curl(installation, url, bundle))
+
+
+def curl(installation, url, bundle):
+    """Return the line that asks the platform at ``url``, also where no name server knows it."""
     model = next(iter(installation.site.get("models") or {"tiny": {}}))
     question = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     fetch = shlex.join(installation.command("salt-run", "llm.client", "--out=json"))
     key = f'$({fetch} | sed -n \'s/.*"api_key": *"\\([^"]*\\)".*/\\1/p\')'
-    progress.say(f"It answers at {url} (certificate authority: {bundle}). Try it:\n")
-    progress.say(
-        f"curl --cacert {bundle} {url}/chat/completions"
+    where, address = urlsplit(url), installation.hosts[installation.host()]["address"]
+    named = where.hostname != address  # as by a certificate of the user's own
+    resolve = f"--resolve {where.netloc}:{address} " if named else ""
+    return (
+        f"curl {resolve}--cacert {bundle} {url}/chat/completions"
         f" -H 'Content-Type: application/json' -H \"Authorization: Bearer {key}\""
         f" -d '{question}'"
     )

@@ -1,7 +1,10 @@
 """Environment variables of what we start: little of the user's, so that nothing of theirs leaks."""
 
 import os
+import re
 from pathlib import Path
+
+from .installation import VENV
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PASSED_ON = (
@@ -19,10 +22,17 @@ def clean():
     return {"PATH": SYSTEM, "HOME": "/root", "LANG": "C.UTF-8", **kept}
 
 
+def lines():
+    """Return the variables for daemons as lines of a file, as systemd and `launch.py` read it."""
+    quoted = {name: re.sub(r'(["\\])', r"\\\1", value) for name, value in clean().items()}
+    return "".join(f'{name}="{value}"\n' for name, value in quoted.items())
+
+
 def packaging(index):
-    """Return the variables for pip and uv: the system's certificates, one index."""
-    found = dict(os.environ, UV_NO_PROGRESS="1", UV_LINK_MODE="copy", PIP_NO_INPUT="1")
+    """Return the variables for pip and uv: the system's certificates, one index, our own cache."""
+    found = dict(os.environ, UV_NO_PROGRESS="1", PIP_NO_INPUT="1", PIP_NO_CACHE_DIR="1")
     found.pop("VIRTUAL_ENV", None)
+    found.setdefault("UV_CACHE_DIR", str(VENV / "cache"))  # an interrupted installation goes on
     found.setdefault("UV_DEFAULT_INDEX", index)
     if "PIP_FIND_LINKS" in found:
         found.setdefault("UV_FIND_LINKS", ",".join(found["PIP_FIND_LINKS"].split()))

@@ -111,10 +111,10 @@ def _environment(name):
     """Return the folder of a virtual environment with the packages of peer ``name``."""
     folder = CACHE / name
     if not (folder / "made").exists():
-        uv = str(pathlib.Path(sys.prefix, "bin/uv"))
-        run([uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder)])
+        uv = [str(pathlib.Path(sys.prefix, "bin/uv")), "--cache-dir", str(CACHE / "uv")]
+        run([*uv, "venv", "-q", "--clear", "-p", sys.executable, str(folder)])
         python = str(folder / "bin/python")
-        run([uv, "pip", "install", "-q", "-p", python, *PACKAGES[name]])
+        run([*uv, "pip", "install", "-q", "-p", python, *PACKAGES[name]])
         (folder / "made").touch()
     return folder
 

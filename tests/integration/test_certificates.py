@@ -132,7 +132,7 @@ def test_another_public_name_makes_another_certificate(platform):
 @pytest.fixture
 def own(tmp_path):
     """A certificate of the user's own: its files as site.yaml names them, and its serial."""
-    serial = Authority().issue(tmp_path, "llm.internal", "127.0.0.1")
+    serial = Authority().issue(tmp_path, "llm.internal")
     files = {"certificate": "cert.pem", "key": "key.pem", "authority": "ca.pem"}
     return {part: str(tmp_path / file) for part, file in files.items()}, serial
 
@@ -142,7 +142,9 @@ def test_own_certificate_is_served_and_clients_are_told_of_its_issuer(platform, 
     with site_changed(platform, public_certificate=files):
         assert set(platform.apply("tls")) == {STATE}
         until_served(platform, serial)
-        assert platform.client_settings()["ca_file"] == files["authority"]
+        settings = platform.client_settings()
+        assert settings["ca_file"] == files["authority"]
+        assert settings["base_url"] == f"https://llm.internal:{platform.port}/v1"
         platform.run("llm.verify")
         assert platform.apply("tls") == {}
     assert set(platform.apply("tls")) == {STATE}

@@ -6,8 +6,10 @@ as bare as Debian comes, for the tests that install things.
 import contextlib
 import hashlib
 import io
+import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import tarfile
@@ -19,6 +21,22 @@ from docker.errors import ImageNotFound, NotFound
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 LABEL = "llm.test"
+CHECKOUT = "/srv/llm"
+CONTAINERS = f"""PYTHONPATH={CHECKOUT}/bin python3 -B -c '
+import json
+from bootstrap import engine
+found = engine.ask("GET", "/containers/json", all=1)
+states = [engine.ask("GET", "/containers/" + one["Id"] + "/json")["State"] for one in found]
+print(json.dumps({{one["Names"][0]: state["StartedAt"] for one, state in zip(found, states)}}))'
+"""
+# What Debian's own programs write beside the files of packages.
+THE_SYSTEMS = re.compile(
+    r"/var/(lib/(dpkg|apt|systemd|ucf|python)|cache/(apt|debconf|ldconfig)|log/(apt|journal))/"
+    r"|/var/log/(dpkg|alternatives)\.log$|/run/((credentials|systemd)/|adduser$)"
+    r"|/etc/(alternatives|ssl/certs)/|/etc/(ld\.so\.cache|networks|(g?shadow|passwd|group)-?)$"
+    r"|/etc/systemd/(system|user)/[^/]*\.(wants|requires)$|/(var/)?tmp/systemd-private-"
+    r"|/usr/(lib|share)/python3?[^ ]*/__pycache__"
+)
 MIRROR = "http://deb.debian.org/debian"
 BARE = ("python3", "make", "ca-certificates")
 SYSTEMD = ("systemd", "systemd-sysv", "dbus")
@@ -165,7 +183,7 @@ class Host:
         self.run(f"mkdir -p {target}")
         self.container.put_archive(target, buffer.getvalue())
 
-    def clone(self, target="/srv/llm"):
+    def clone(self, target=CHECKOUT):
         """Copy the checkout with its uncommitted changes, without secrets of this machine."""
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -181,6 +199,42 @@ class Host:
         self.run(f"mkdir -p {target}")
         self.container.put_archive(target, buffer.getvalue())
         return target
+
+    def make(self, words, **environment):
+        """Run `make` in the clone; return its exit code and its output."""
+        return self.execute(f"make {words}", environment=environment, folder=CHECKOUT)
+
+    def files(self):
+        """Return all its files, but for those of its packages and what the system keeps of them."""
+        links = "! -lname '/etc/alternatives/*' ! -lname '*/lib/systemd/*'"  # to what packages have
+        found = set(self.run(f"find / /run /tmp -xdev {links}").splitlines())
+        found -= set(self.run("cat /var/lib/dpkg/info/*.list").splitlines())
+        return {path for path in found if not THE_SYSTEMS.match(path)}
+
+    def containers(self):
+        """Return when each container of its engine was started, by name."""
+        return json.loads(self.run(CONTAINERS))
+
+    def lend_images(self):
+        """
+        Load the images of the platform that this machine has. The engine that this needs goes
+        again, and what it holds stays.
+        """
+        listed = subprocess.run(
+            ["docker", "image", "ls", "--filter", "label=llm.image",
+             "--format", "{{.Repository}} {{.Tag}}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        newest_last = [line.split() for line in reversed(listed.stdout.splitlines())]
+        tags = {name: f"{name}:{tag}" for name, tag in newest_last if tag != "<none>"}
+        if not tags:
+            return
+        self.run("apt-get install -y --no-install-recommends docker.io")
+        with subprocess.Popen(["docker", "save", *tags.values()], stdout=subprocess.PIPE) as saved:
+            load = ["docker", "exec", "-i", self.name, "docker", "load"]
+            subprocess.run(load, stdin=saved.stdout, stdout=subprocess.DEVNULL, check=True)
+        self.run("systemctl stop docker.socket docker containerd")
+        self.run("apt-get remove -y --autoremove docker.io")
 
     def stop(self):
         """Remove it with its volumes and its cgroups; nothing happens where there is none."""

@@ -5,13 +5,15 @@ Salt's configuration, as written for this machine.
 import os
 import re
 import stat
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
 import salt.config
 import yaml
 
-from bootstrap import configuration, daemons, environment
+from bootstrap import configuration, daemons, environment, launch
 
 HOSTS = "hosts: {node1: {address: 127.0.0.1, roles: []}}\n"
 
@@ -69,6 +71,37 @@ def test_all_of_salt_lies_below_its_folder(installation, master, minion):
             assert daemon[name].startswith(f"{installation.salt}/")
 
 
+UNUSED = (  # by what we start: proxies of Salt for other networks, Windows, the user's own ssh
+    "syndic_log_file", "syndic_pidfile", "winrepo_dir", "winrepo_dir_ng", "thorium_roots",
+    "master_roots", "ssh_config_file",
+)  # fmt: skip
+
+
+def paths(value):
+    """Yield the absolute paths in a value of Salt's configuration."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from paths(each)
+    elif isinstance(value, str) and value.startswith("/"):
+        yield value
+
+
+@pytest.mark.parametrize("daemon", ["master", "minion"])
+def test_no_default_of_salt_leads_out_of_its_folder(installation, repository, daemon):
+    read = getattr(salt.config, f"{daemon}_config")
+    effective = read(str(installation.conf / daemon))
+    ours = (f"{installation.salt}/", f"{installation.pillar}", f"{repository}")
+    strange = {
+        option: path
+        for option, value in effective.items()
+        for path in paths(value)
+        if not path.startswith(ours) and option not in UNUSED
+    }
+    assert strange == {"root_dir": "/"}
+
+
 def test_minion_and_master_meet(master, minion):
     assert (minion["master"], minion["master_port"]) == ("127.0.0.1", master["ret_port"])
     assert master["interface"] == "127.0.0.1"
@@ -124,6 +157,30 @@ def test_daemons_restart_when_what_they_read_changes(installation):
     with open(installation.conf / "minion", "a") as file:
         file.write("# more\n")
     assert keeper.digest() != before
+
+
+def test_daemons_restart_when_their_variables_change(installation, monkeypatch):
+    before = daemons.Keeper(installation).digest()
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    assert configuration.ensure(installation) == ["environment"]
+    assert daemons.Keeper(installation).digest() != before
+
+
+def test_variables_of_a_daemon_are_those_of_the_last_up(installation, monkeypatch):
+    odd = 'http://me:p"a$s\\w`d%20@proxy:3128'
+    monkeypatch.setenv("HTTPS_PROXY", odd)
+    monkeypatch.setenv("EDITOR", "of the user alone")
+    configuration.ensure(installation)
+    program = installation.salt / "salt-minion"
+    program.write_text("#!/bin/sh\nexec env -0\n")
+    program.chmod(0o755)
+    started = subprocess.run(
+        [sys.executable, launch.__file__, str(program), str(installation.conf)],
+        capture_output=True, text=True, check=True, env={"HTTP_PROXY": "of the supervisor"},
+    )  # fmt: skip
+    found = dict(pair.split("=", 1) for pair in started.stdout.split("\0") if pair)
+    assert found["HTTPS_PROXY"] == odd
+    assert not {"HTTP_PROXY", "EDITOR"} & set(found)
 
 
 def test_locks_agree_on_what_they_share():

@@ -2,6 +2,7 @@
 What stops `make up` before it changes anything.
 """
 
+import ast
 import os
 import socket
 import subprocess
@@ -12,7 +13,8 @@ from unittest.mock import create_autospec
 import llm_source
 import pytest
 
-from bootstrap import engine, environment, listeners, machine, packages
+import bootstrap.__main__
+from bootstrap import engine, environment, interpreter, listeners, machine, packages
 
 HOSTS = "hosts: {node1: {address: 127.0.0.1, roles: []}}\n"
 
@@ -32,7 +34,24 @@ def installation(site):
 
 @pytest.mark.parametrize("python", [(3, 9, 2), (3, 10, 0), (3, 14, 0), (4, 0, 0)])
 def test_python_that_salt_does_not_run_on_is_refused(python):
-    assert any("Salt needs 3.11, 3.12 or 3.13" in line for line in machine.python(python))
+    (line,) = machine.python(python)
+    assert f"python3 is {python[0]}.{python[1]} (" in line
+    assert "Salt needs 3.11, 3.12 or 3.13" in line
+
+
+def test_python_that_cannot_read_the_rest_is_told_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 8, 10))
+    assert bootstrap.__main__.main() == 1
+    said = capsys.readouterr().err
+    assert "python3 is 3.8 (" in said
+    assert "make up PYTHON=" in said
+
+
+def test_every_python_can_read_what_tells_it(repository):
+    for path in (repository / "bin" / "bootstrap").glob("*.py"):
+        told = path.name in ("__init__.py", "__main__.py", "interpreter.py")
+        oldest = (3, 6) if told else interpreter.READS
+        ast.parse(path.read_text(), path.name, feature_version=oldest)
 
 
 @pytest.mark.parametrize("python", [(3, 11, 0), (3, 12, 9), (3, 13, 1)])
@@ -143,9 +162,76 @@ def test_unreachable_mirror_is_named_without_its_password(port):
     assert "word" not in line
 
 
-def test_mirrors_are_not_asked_when_nothing_is_missing(monkeypatch):
-    monkeypatch.setattr(machine, "unreachable", lambda *_: pytest.fail("asked"))
-    assert not list(machine.mirrors([], True))
+@pytest.fixture
+def asked(monkeypatch):
+    """The mirrors that are asked, and what for; each answers."""
+    found = {}
+    monkeypatch.setattr(environment, "is_current", lambda _: True)
+    monkeypatch.setattr(environment, "index", lambda: "https://pypi.example/simple")
+    monkeypatch.setattr(packages, "mirrors", lambda: ["http://debian.example/InRelease"])
+    monkeypatch.setattr(
+        machine, "unreachable", lambda url, purpose, *_: found.update({url: purpose}) or ()
+    )
+    return found
+
+
+def test_mirrors_are_not_asked_once_all_is_there(installation, asked):
+    installation.log.mkdir(parents=True)
+    (installation.log / "up.json").touch()
+    assert not list(machine.mirrors(installation, []))
+    assert asked == {}
+
+
+def test_mirrors_are_asked_while_engine_and_images_are_still_to_come(installation, asked):
+    assert not list(machine.mirrors(installation, []))
+    assert asked == {
+        "http://debian.example/InRelease": "for engine, images",
+        "https://pypi.example/simple/uv/": "for Python packages",
+    }
+
+
+@pytest.fixture
+def apt_config(monkeypatch):
+    """What apt's configuration says, by option."""
+    options = {}
+
+    def run(argv, **_):
+        assert argv[:3] == ["apt-config", "shell", "proxy"]
+        said = [f"proxy='{options[name]}'\n" for name in argv[3::2] if name in options]
+        return subprocess.CompletedProcess(argv, 0, "".join(said), "")
+
+    monkeypatch.setattr(subprocess, "run", create_autospec(subprocess.run, side_effect=run))
+    return options
+
+
+@pytest.mark.parametrize(
+    ("options", "proxies"),
+    [
+        ({}, None),
+        ({"http::Proxy": "http://near:3142"}, {"https": "http://near:3142"}),
+        ({"http::Proxy": "http://near:1", "https::Proxy": "http://b:2"}, {"https": "http://b:2"}),
+        ({"http::Proxy": "http://near:3142", "https::Proxy": "DIRECT"}, {}),
+        ({"https::Proxy": "http://near:1", "https::Proxy::debian.example": "DIRECT"}, {}),
+        ({"http::Proxy-Auto-Detect": "/usr/bin/finds"}, {"https": "/usr/bin/finds"}),
+    ],
+)
+def test_proxies_are_those_of_apt(apt_config, options, proxies):
+    apt_config |= {f"Acquire::{name}": value for name, value in options.items()}
+    assert packages.proxies("https://debian.example/InRelease") == proxies
+
+
+def test_mirror_is_asked_through_the_proxy_of_apt(monkeypatch, port):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    url = "http://debian.invalid/InRelease"
+    (line,) = machine.unreachable(url, "for gcc", {"http": f"http://127.0.0.1:{port}"}, 0.2)
+    assert "timed out" in line, "nobody answers at this port, but somebody listens"
+    (line,) = machine.unreachable(url, "for gcc")
+    assert "refused" in line
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://near:1080", "/usr/bin/finds"])
+def test_mirror_is_not_asked_through_what_only_apt_can_use(proxy):
+    assert not list(machine.unreachable("http://debian.invalid/", "for gcc", {"http": proxy}))
 
 
 def test_problems_come_all_at_once(site, port, monkeypatch):
@@ -167,7 +253,7 @@ def test_problems_come_all_at_once(site, port, monkeypatch):
 
 
 def test_bootstrap_needs_nothing_but_python(repository):
-    program = "import sys; import bootstrap.__main__; print(sorted(sys.modules))"
+    program = "import sys; import bootstrap.commands; print(sorted(sys.modules))"
     imported = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, 'bin'); {program}"],
         cwd=repository, capture_output=True, text=True, check=False,

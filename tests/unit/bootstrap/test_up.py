@@ -25,6 +25,17 @@ def log(tmp_path):
     return tmp_path / "minion"
 
 
+@pytest.mark.parametrize(
+    ("host", "resolve"),
+    [("127.0.0.1", ""), ("llm.example.com", "--resolve llm.example.com:8443:127.0.0.1 ")],
+)
+def test_line_for_the_shell_finds_the_platform_by_any_name(site, host, resolve):
+    installation = site("hosts: {node1: {address: 127.0.0.1, roles: []}}\n")
+    line = up.curl(installation, f"https://{host}:8443/v1", "/ca.pem")
+    start = f"curl {resolve}--cacert /ca.pem https://{host}:8443/v1/chat/completions "
+    assert line.startswith(start)
+
+
 def test_work_before_the_log_is_there(log):
     assert up.Work(log).now() == ""
 

@@ -173,7 +173,9 @@ def test_client_is_told_who_signed_a_certificate_of_the_users_own(
     own = f"public_certificate: {{certificate: /own/c.pem, key: /own/k.pem{more}}}"
     site.write_text(site.read_text().replace("public_certificate: {}", own))
     llm.client()
-    assert json.loads(capsys.readouterr().out)["ca_file"] == told
+    found = json.loads(capsys.readouterr().out)
+    assert found["ca_file"] == told
+    assert found["base_url"] == "https://llm.internal:8443/v1"  # which it names, and no address
 
 
 @pytest.mark.usefixtures("as_json")

@@ -1,3 +1,5 @@
+import os
+
 import llm_mirror
 import pytest
 
@@ -33,6 +35,24 @@ def put(tmp_path):
         (tmp_path / path).write_text(text)
 
     return put_
+
+
+@pytest.fixture(autouse=True)
+def configured(tmp_path, monkeypatch):
+    """A function that has apt's configuration say something; it says nothing at first."""
+    program = tmp_path / "programs" / "apt-config"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    def configured_(**options):
+        cases = "".join(f"{name}) echo \"proxy='{value}'\";;" for name, value in options.items())
+        program.write_text(
+            f"#!/bin/sh\nkind=${{3#Acquire::}}; case ${{kind%%::*}} in {cases} esac\n"
+        )
+        program.chmod(0o755)
+
+    configured_(none="")
+    return configured_
 
 
 @pytest.mark.parametrize(
@@ -85,6 +105,21 @@ def test_arguments_of_the_environment(tmp_path):
         "PIP_INDEX_URL": "https://i",
         "GOPROXY": "https://go",
     }
+
+
+def test_arguments_of_a_proxy_that_apt_alone_is_told_of(tmp_path, configured):
+    configured(http="http://near:3142", https="DIRECT")
+    near = {"http_proxy": "http://near:3142", "HTTP_PROXY": "http://near:3142"}
+    assert llm_mirror.arguments({}, tmp_path) == near
+    own = {"http_proxy": "http://own:1", "HTTP_PROXY": "http://own:1"}
+    assert llm_mirror.arguments({"http_proxy": "http://own:1"}, tmp_path) == own
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:3128", "http://me:pw@localhost:3128"])
+def test_arguments_leave_out_a_proxy_that_a_build_cannot_reach(tmp_path, proxy):
+    environment = {"https_proxy": proxy}
+    assert llm_mirror.arguments(environment, tmp_path) == {}
+    assert llm_mirror.proxies(environment)["HTTPS_PROXY"] == proxy
 
 
 def test_arguments_of_pip(tmp_path, put):

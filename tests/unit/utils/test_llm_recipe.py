@@ -36,9 +36,10 @@ def test_reference_changes_with(other):
 
 
 def test_arguments_are_those_that_are_asked_for():
-    offered = {"ORIGIN": "x"}
-    assert make().arguments(offered) == {"BASE": BASE.reference, "VERSION": "1.0"}
-    assert BASE.arguments(offered) == {"ORIGIN": "x"}
+    offered = {"ORIGIN": "x", "http_proxy": "y", "UNKNOWN": "z"}
+    proxy = {"http_proxy": "y"}  # a build knows it unasked
+    assert make().arguments(offered) == {"BASE": BASE.reference, "VERSION": "1.0"} | proxy
+    assert BASE.arguments(offered) == {"ORIGIN": "x"} | proxy
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "no_proxy"])
