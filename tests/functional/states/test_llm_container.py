@@ -136,6 +136,24 @@ def test_running_mends(run, site, network, drift, said):
     assert list(site.containers().values()).count("running") == 1
 
 
+def test_running_mends_a_connection_that_was_made_by_hand(run, site, network):
+    block = site.subnet.replace(".0/24", ".64/28")
+    keys = {"addresses": block, "aliases": ["web"]}
+    run(**keys)
+    first, second = (f"{site.name}-web-1-g{number}" for number in (1, 2))
+    site.engine.request(
+        "POST", f"/networks/{network}/disconnect", {"Container": first, "Force": True}
+    )
+    site.engine.request("POST", f"/networks/{network}/connect", {"Container": first})
+    assert sentences(apply(run, **keys)) == [
+        f"replace: {first}: its address on network {network} is not of {block}, "
+        f"network {network} does not know it as web"
+    ]
+    site.engine.stop(second, 1)
+    (said,) = sentences(apply(run, **keys))
+    assert said.startswith("start: it had stopped")
+
+
 def test_running_does_not_follow_a_moved_tag(run, site, image, make_image):
     tag = make_image(f"llm-test-{os.getpid()}/moved:1", "first")
     run(image=tag)
