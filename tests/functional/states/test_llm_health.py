@@ -280,5 +280,5 @@ def test_healthy_without_its_containers_and_image(catalogue, gate):
     ret = gate("healthy", "head")
     assert ret["result"] is False
     assert ret["seconds"] < 1
-    text = "head is not healthy: 1 of 2 containers are on this host"
+    text = "head is not healthy: 1 of 2 replicas are on this host"
     assert ret["comment"] == f"{text}, and its image {MISSING} is missing"
