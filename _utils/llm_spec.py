@@ -50,7 +50,7 @@ ROLLOUT = {
     "progress_deadline": 180,  # seconds for all replicas together
     "routed": False,
     "keep": 1,  # of those that were replaced, how many are kept for going back
-    "edited": [],  # files that somebody changed on the host, until they are written anew
+    "edited": [],  # files that are not on the host as they should be, until they are written
     "pinned": None,  # {"digest": of a kept container, "why": ...}: that one serves, not this spec
 }
 REMEMBERED = ("health", "strategy", "drain_timeout", "routed")  # what a container keeps of these

@@ -323,8 +323,9 @@ def test_running_gives_addresses_from_the_block(site, spec):
     addresses = [each["address"] for each in site.call("llm_container.list", "web")]
     assert addresses == [block.replace(".64/28", f".{number}") for number in (64, 65)]
     ret = site.state("llm_container.running", "web", spec=replicas[:1])
-    assert ret["changes"] == {f"{site.name}-web-2-g1": ["remove: only 1 wanted"]}
-    assert site.containers() == {f"{site.name}-web-1-g1": "running"}
+    assert ret["changes"] == {f"{site.name}-web-2-g1": ["park: only 1 wanted"]}
+    first, second = (f"{site.name}-web-{number}-g1" for number in (1, 2))
+    assert site.containers() == {first: "running", second: "exited"}
 
 
 @pytest.mark.parametrize("strategy", ["start-first", "stop-first"])
