@@ -42,7 +42,7 @@ def _engine():
 
 def _site():
     """Return the site's name, the first part of every name; containers need no catalogue."""
-    return (__pillar__.get("llm") or {}).get("site", {}).get("name", "llm")
+    return llm_world.site(__pillar__)
 
 
 def list_(service=None, parked=False, parts=False):

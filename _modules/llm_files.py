@@ -5,7 +5,8 @@ their containers read them.
 A service has two kinds of files. Those of ``files`` are read once, at start: they lie in a
 directory named after their content, which a container mounts for good, so that going back to an
 older container finds the older files. Those of ``live_files`` are read again when they change:
-they are moved into place one by one, and no container is replaced.
+they are moved into place one by one, and no container is replaced. As they were before, they are
+kept in ``live.before`` until the service is found healthy with the new ones.
 
 A template is ``salt://<service>/files/<file>.jinja`` or ``salt://<service>/files/live/<file>.jinja``
 and knows ``service``, ``platform`` and ``secrets``. It writes secrets as they are or through
@@ -236,6 +237,8 @@ def write(name):
     for kind, path in _folders(name).items():
         if changes.keys() & found[kind].keys():
             try:
+                if kind == "live_files":
+                    _keep(path)
                 _write_folder(path, found[kind], owner, changes)
             except OSError as err:
                 raise CommandExecutionError(f"{path}: {err.strerror}") from err
@@ -272,6 +275,60 @@ def _write_folder(folder, files, owner, changes):
                 path.replace(folder / path.name)
     finally:
         shutil.rmtree(target, ignore_errors=True)
+
+
+def _keep(folder):
+    """Keep the files of ``folder``, unless earlier ones are kept: what came since is unproven."""
+    before = _before(folder)
+    if before.exists() or not folder.exists():
+        return
+    target = pathlib.Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    for path in folder.iterdir():
+        os.link(path, target / path.name)  # what is moved into its place leaves this as it is
+    target.rename(before)
+
+
+def _before(folder):
+    return folder.with_name("live.before")
+
+
+def approve(name):
+    """
+    Forget the live files of service ``name`` as they were before, for it is healthy with those of
+    now.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.approve tail
+    """
+    before = _before(_root(name) / "live")
+    if before.exists():
+        shutil.rmtree(before)
+
+
+def take_back(name):
+    """
+    Put back the live files of service ``name`` as they were when it was found healthy last.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.take_back tail
+
+    Returns a list of those that were others.
+    """
+    folder = _root(name) / "live"
+    back = []
+    for path in sorted(_before(folder).glob("*")):
+        now = folder / path.name
+        if not now.exists() or now.read_bytes() != path.read_bytes():
+            path.replace(now)
+            back.append(path.name)
+    approve(name)
+    return back
 
 
 def _make_private(folder):

@@ -93,7 +93,8 @@ def wait(check, container=None, min_healthy=2, healthy_deadline=60):
 
 def wait_for(name):
     """
-    Return once each container of service ``name`` on this host is healthy.
+    Return once each container of service ``name`` on this host is healthy, and found so by every
+    Envoy of this host that sends requests to it.
 
     CLI Example:
 
@@ -101,19 +102,44 @@ def wait_for(name):
 
         salt '*' llm_health.wait_for head
 
-    Check, ``min_healthy``, ``healthy_deadline`` and ``progress_deadline`` are the catalogue's.
-    Returns ``{container: answer}``.
+    Check and ``min_healthy`` are the catalogue's, and so are ``healthy_deadline`` for the
+    containers and ``progress_deadline`` for all of it. Returns ``{container: answer}``.
 
-    Raises ``CommandExecutionError`` as `wait` does, and when a container is missing.
+    Raises ``CommandExecutionError`` as `wait` does, and when a replica is missing.
     """
     service = __salt__["llm_config.service"](name)
+    end = time.monotonic() + service["progress_deadline"]
     containers = _containers(service)
-    if len(containers) < service["replicas"]:
-        raise CommandExecutionError(_too_few(service, containers))
-    deadline = min(service["healthy_deadline"], service["progress_deadline"])
-    watches = [_Watch(service["health"], each, service["min_healthy"]) for each in containers]
-    _wait_for_all(watches, deadline)
+    if missing := _missing(service, containers):
+        raise CommandExecutionError(_too_few(service, missing))
+    watches = [
+        _Watch(service["health"], each["name"], service["min_healthy"]) for each in containers
+    ]
+    _wait_for_all(watches, service["healthy_deadline"])
+    try:
+        __salt__["llm_mesh.wait"](name, timeout=max(0.0, end - time.monotonic()))
+    except CommandExecutionError as err:
+        raise CommandExecutionError(watches[0].failure(err)) from None
+    __salt__["llm_files.approve"](name)
     return {watch.container: watch.answer for watch in watches}
+
+
+def well(name):
+    """
+    Return whether service ``name`` is healthy on this host, asked once: each replica by its check,
+    and by every Envoy that sends requests to it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_health.well head
+    """
+    service = __salt__["llm_config.service"](name)
+    if _missing(service, _containers(service)):
+        return False
+    answers = ask(name).values()
+    return all(each["ok"] for each in answers) and not __salt__["llm_mesh.unhealthy"](name)
 
 
 def ask(name):
@@ -129,7 +155,8 @@ def ask(name):
     Returns ``{container: {"ok": bool, "answer": str}}``; containers not yet there are left out.
     """
     service = __salt__["llm_config.service"](name)
-    return {each: probe(service["health"], each) for each in _containers(service)}
+    names = [each["name"] for each in _containers(service)]
+    return {each: probe(service["health"], each) for each in names}
 
 
 def redacted(text, secrets):
@@ -194,7 +221,9 @@ class _Watch:
             self.since = now - (_uptime(self.found) if first else 0)
         content = self.since is not None and now - self.since >= self.min_healthy
         if content and (files := self._refused()):
-            raise _Hopeless(f"it refuses {' and '.join(files)}")
+            back = __salt__["llm_files.take_back"](_service(self.found))
+            then = f"; put back as before: {', '.join(back)}" if back else ""
+            raise _Hopeless(f"it refuses {' and '.join(files)}{then}")
         return content
 
     def _refused(self):
@@ -349,14 +378,20 @@ def _uptime(found):
 
 
 def _containers(service):
-    """Return the names of the current containers of ``service`` on this host."""
-    return [each["name"] for each in __salt__["llm_container.list"](service["name"])]
+    """Return the current containers of ``service`` on this host, as the engine lists them."""
+    return __salt__["llm_container.list"](service["name"])
 
 
-def _too_few(service, containers):
-    """Return in words that containers are missing, and whether that is for want of an image."""
-    here, wanted = len(containers), service["replicas"]
-    text = f"{service['name']} is not healthy: {here} of {wanted} containers are on this host"
+def _missing(service, containers):
+    """Return the numbers of the replicas of ``service`` that none of ``containers`` is."""
+    return set(range(1, service["replicas"] + 1)) - {each["replica"] for each in containers}
+
+
+def _too_few(service, missing):
+    """Return in words that replicas are missing, and whether that is for want of an image."""
+    wanted = service["replicas"]
+    here = wanted - len(missing)
+    text = f"{service['name']} is not healthy: {here} of {wanted} replicas are on this host"
     image = __salt__["llm_image.reference"](service["image"])
     try:
         _engine().image(image)

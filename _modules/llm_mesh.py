@@ -14,6 +14,8 @@ from salt.exceptions import CommandExecutionError
 __virtualname__ = "llm_mesh"
 
 SUBSCRIPTIONS = {"clusters": "cluster_manager.cds", "listeners": "listener_manager.lds"}
+HEALTH = "llm_mesh.health"
+RECENT = 2  # seconds that the states of one run share what the Envoys said
 ASSIGNMENT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 
 
@@ -43,7 +45,7 @@ def services():
 def endpoints(service):
     """
     Return the addresses that requests for ``service`` may go to on this host, sorted; ``None``
-    when that was never said.
+    when that was never said, or cannot be read.
 
     CLI Example:
 
@@ -52,17 +54,36 @@ def endpoints(service):
         salt '*' llm_mesh.endpoints head
     """
     try:
-        found = json.loads(_path(service).read_text())
-    except FileNotFoundError:
+        groups = json.loads(_path(service).read_text())["resources"][0]["endpoints"]
+        return sorted(
+            entry["endpoint"]["address"]["socket_address"]["address"]
+            for group in groups
+            for entry in group["lb_endpoints"]
+        )
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
-    except ValueError as err:
-        raise CommandExecutionError(f"{_path(service)} is not what was written: {err}") from None
-    groups = found["resources"][0]["endpoints"]
-    return sorted(
-        entry["endpoint"]["address"]["socket_address"]["address"]
-        for group in groups
-        for entry in group["lb_endpoints"]
-    )
+
+
+def said(service, addresses):
+    """
+    Return whether it was said to every Envoy of this host, ports and all, that requests for
+    ``service`` go to ``addresses``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_mesh.said head '[172.30.0.80]'
+
+    service
+        A service of the catalogue.
+    addresses
+        The IPv4 addresses of its replicas on this host.
+    """
+    try:
+        return _path(service).read_bytes() == _text(service, sorted(set(addresses))).encode()
+    except FileNotFoundError:
+        return False
 
 
 def serving(service):
@@ -108,9 +129,9 @@ def route(service, addresses, timeout=10):
     Returns whether anything changed. Raises ``CommandExecutionError`` when the new ones are not
     healthy in time; then both serve, as far as they can.
     """
-    wanted, current = sorted(set(addresses)), endpoints(service)
-    if wanted == current:
+    if said(service, addresses):
         return False
+    wanted, current = sorted(set(addresses)), endpoints(service)
     coming, going = set(wanted) - set(current or ()), set(current or ()) - set(wanted)
     if coming and going:
         _write(service, sorted(set(current) | coming))
@@ -119,8 +140,8 @@ def route(service, addresses, timeout=10):
     return True
 
 
-def _write(service, addresses):
-    """Move the endpoint file of ``service`` into place."""
+def _text(service, addresses):
+    """Return what an Envoy reads of ``service``."""
     found = __salt__["llm_config.service"](service)
     health = {"port_value": found["health"]["port"]} if found["health"].get("port") else {}
     entries = [
@@ -135,12 +156,17 @@ def _write(service, addresses):
     groups = [{"lb_endpoints": entries}] if entries else []
     resource = {"@type": ASSIGNMENT, "cluster_name": service, "endpoints": groups}
     version = hashlib.sha256(json.dumps(resource).encode()).hexdigest()[:12]
-    text = json.dumps({"version_info": version, "resources": [resource]}, indent=1) + "\n"
+    return json.dumps({"version_info": version, "resources": [resource]}, indent=1) + "\n"
+
+
+def _write(service, addresses):
+    """Move the endpoint file of ``service`` into place."""
+    __context__.pop(HEALTH, None)
     path = _path(service)
     _make_folder(path.parent)
     new = path.with_name(f".{service}.new")
     new.unlink(missing_ok=True)
-    new.write_text(text)
+    new.write_text(_text(service, addresses))
     new.chmod(0o444)
     new.replace(path)
 
@@ -153,10 +179,55 @@ def _make_folder(folder):
             place.chmod(mode)
 
 
+def wait(service, timeout=10):
+    """
+    Return once every Envoy of this host that sends requests to ``service`` has found its replicas
+    healthy.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_mesh.wait head timeout=60
+
+    service
+        Its name.
+    timeout
+        Seconds to wait for the Envoys. Default: 10.
+
+    Raises ``CommandExecutionError`` when they have not in time.
+    """
+    if unhealthy(service):
+        _wait(service, endpoints(service), timeout)
+
+
+def unhealthy(service):
+    """
+    Return the replicas of ``service`` that an Envoy of this host sends requests to, or would if it
+    had found them healthy.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_mesh.unhealthy head
+
+    Returns ``{container of the Envoy: {address}}``, without those Envoys that find all healthy.
+    """
+    addresses = endpoints(service)
+    if not addresses:
+        return {}
+    when, found = __context__.get(HEALTH, (0, None))
+    if found is None or time.monotonic() - when > RECENT or _waiting(found, service, addresses):
+        when, found = time.monotonic(), health()
+        __context__[HEALTH] = (when, found)
+    return _waiting(found, service, addresses)
+
+
 def _wait(service, addresses, timeout):
     """Return when every Envoy that routes ``service`` has found ``addresses`` healthy."""
     deadline = time.monotonic() + timeout
-    while waiting := _unhealthy(service, addresses):
+    while waiting := _waiting(health(), service, addresses):
         if time.monotonic() >= deadline:
             envoys = "; ".join(f"{name}: {', '.join(sorted(of))}" for name, of in waiting.items())
             raise CommandExecutionError(
@@ -165,13 +236,12 @@ def _wait(service, addresses, timeout):
         time.sleep(0.05)
 
 
-def _unhealthy(service, addresses):
-    """Return, by Envoy, which of ``addresses`` it does not yet take for healthy."""
-    found = {name: states.get(service) for name, states in health().items()}
+def _waiting(found, service, addresses):
+    """Return, by Envoy, which of ``addresses`` it does not take for healthy, as `health` found."""
     waiting = {
-        name: {address for address in addresses if states.get(address) != "healthy"}
+        name: {address for address in addresses if states[service].get(address) != "healthy"}
         for name, states in found.items()
-        if states is not None
+        if service in states
     }
     return {name: of for name, of in waiting.items() if of}
 

@@ -25,7 +25,7 @@ def _engine():
 
 
 def _site():
-    return (__pillar__.get("llm") or {}).get("site", {}).get("name", "llm")
+    return llm_world.site(__pillar__)
 
 
 def find(name):

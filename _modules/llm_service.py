@@ -97,8 +97,8 @@ def _status(service, used):
         "image": next((each["image"] for each in containers), None),
         "version": service["version"],
         "wanted": service["replicas"],
-        "running": len(running),
-        "healthy": sum(answer["ok"] for answer in answers.values()),
+        "running": len({each["replica"] for each in running}),
+        "healthy": len({each["replica"] for each in containers if _is_well(each, answers)}),
         "since": max((each["started_at"] for each in running), default=None),
         "restarts": sum(each["restarts"] for each in containers),
         **{
@@ -107,6 +107,10 @@ def _status(service, used):
         },
         "answers": {name: answer["answer"] for name, answer in answers.items()},
     }
+
+
+def _is_well(container, answers):
+    return answers.get(container["name"], {}).get("ok", False)
 
 
 COPIED = (
@@ -123,6 +127,7 @@ COPIED = (
     "strategy",
     "stop_timeout",
     "drain_timeout",
+    "progress_deadline",
     "keep",
 )
 

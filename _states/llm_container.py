@@ -2,6 +2,7 @@
 Containers that run as declared, and no others of their service.
 """
 
+import llm_engine
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_container"
@@ -115,6 +116,5 @@ def _applied(name, planner, wanted, comment, **arguments):
             ret["result"] = False
             ret["comment"] = "\n".join(done["errors"])
     except (CommandExecutionError, SaltInvocationError) as err:
-        ret["result"] = False
-        ret["comment"] = str(err)
+        ret |= llm_engine.failure(err, __opts__["test"])
     return ret

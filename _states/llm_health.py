@@ -13,6 +13,7 @@ healthy_deadline
     Seconds until giving up. Default: 60.
 """
 
+import llm_engine
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_health"
@@ -37,17 +38,13 @@ def healthy(name):
     ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} is healthy"}
     try:
         if __opts__["test"]:
-            service = __salt__["llm_config.service"](name)
-            answers = __salt__["llm_health.ask"](name)
-            well = [answer for answer in answers.values() if answer["ok"]]
-            if len(well) < max(service["replicas"], len(answers)):
-                seconds = min(service["healthy_deadline"], service["progress_deadline"])
-                return _would_wait(ret, name, seconds)
-            return ret
+            if __salt__["llm_health.well"](name):
+                return ret
+            seconds = __salt__["llm_config.service"](name)["progress_deadline"]
+            return _would_wait(ret, name, seconds)
         __salt__["llm_health.wait_for"](name)
     except (CommandExecutionError, SaltInvocationError) as err:
-        ret["result"] = False
-        ret["comment"] = str(err)
+        ret |= llm_engine.failure(err, __opts__["test"])
     return ret
 
 
@@ -182,8 +179,7 @@ def _gate(name, check, container_, min_healthy, healthy_deadline):
             healthy_deadline=healthy_deadline,
         )
     except (CommandExecutionError, SaltInvocationError) as err:
-        ret["result"] = False
-        ret["comment"] = str(err)
+        ret |= llm_engine.failure(err, __opts__["test"])
     return ret
 
 

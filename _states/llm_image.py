@@ -2,6 +2,7 @@
 Images that are there, or are not.
 """
 
+import llm_engine
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_image"
@@ -47,7 +48,7 @@ def built(name, images=None):
         __salt__["llm_image.build"](images)
         ret["comment"] = f"Made {', '.join(sorted(ret['changes']))}"
     except (CommandExecutionError, SaltInvocationError) as err:
-        ret |= {"result": False, "changes": {}, "comment": str(err)}
+        ret |= llm_engine.failure(err, __opts__["test"])
     return ret
 
 

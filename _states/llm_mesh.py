@@ -2,6 +2,7 @@
 Where requests go is where the services run.
 """
 
+import llm_engine
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_mesh"
@@ -14,7 +15,7 @@ def __virtual__():
 def routed(name):
     """
     Ensure that requests for service ``name`` go to its running containers on this host, and to
-    none where there is none yet: an Envoy does not start without the file that says so.
+    none where there is none yet.
 
     .. code-block:: yaml
 
@@ -24,15 +25,15 @@ def routed(name):
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
-        old = __salt__["llm_mesh.endpoints"](name)
         new = __salt__["llm_mesh.serving"](name)
-        if old == new:
+        if __salt__["llm_mesh.said"](name, new):
             ret["comment"] = f"Requests for {name} go to {_listed(new)}"
             return ret
         if __opts__["test"] and _would_change(name):
             ret["comment"] = f"Requests for {name} will go to its containers"
             return ret
-        ret["changes"] = {name: {"old": old, "new": new}}
+        old = __salt__["llm_mesh.endpoints"](name)
+        ret["changes"] = {name: {"old": "other ports" if old == new else old, "new": new}}
         if __opts__["test"]:
             ret["result"] = None
             ret["comment"] = f"Requests for {name} would go to {_listed(new)}"
@@ -40,8 +41,7 @@ def routed(name):
         __salt__["llm_mesh.route"](name, new)
         ret["comment"] = f"Requests for {name} now go to {_listed(new)}"
     except CommandExecutionError as err:
-        ret["result"] = False
-        ret["comment"] = str(err)
+        ret |= llm_engine.failure(err, __opts__["test"])
     return ret
 
 

@@ -4,6 +4,7 @@ Networks that exist as declared. One that containers are connected to is never c
 
 import ipaddress
 
+import llm_engine
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_network"
@@ -49,7 +50,7 @@ def present(name, subnet):
         __salt__["llm_network.create"](name, wanted)
         ret["comment"] = f"Network {name} was created"
     except (CommandExecutionError, SaltInvocationError) as err:
-        ret |= {"result": False, "changes": {}, "comment": str(err)}
+        ret |= llm_engine.failure(err, __opts__["test"])
     return ret
 
 
@@ -101,5 +102,5 @@ def absent(name):
         __salt__["llm_network.remove"](name)
         ret["comment"] = f"Network {name} was removed"
     except CommandExecutionError as err:
-        ret |= {"result": False, "changes": {}, "comment": str(err)}
+        ret |= llm_engine.failure(err, __opts__["test"])
     return ret

@@ -3,8 +3,9 @@ A check: one question to a container or an address, as the catalogue or an SLS w
 
 With an address, ``{http: url}``, ``{tcp: address}``, ``{redis: address}`` or ``{grpc: address}``
 and the other arguments of `llm_probe`'s function of that name. Of a container, the catalogue's
-shorter forms: ``{http: path}``, ``{tcp: port}``, ``{redis: <secret>}``, ``{grpc: <service>}``, with
-``port`` or ``socket`` (a file in the container's /run/llm), and ``{container: running}``.
+shorter forms: ``{http: path}``, ``{tcp: port}`` or ``{tcp: true}``, ``{redis: <secret>}``, ``{grpc:
+<service>}``, with ``port`` or ``socket`` (a file in the container's /run/llm), and ``{container:
+running}``.
 """
 
 import json
@@ -60,7 +61,9 @@ def addressed(check, found, port):
     rest = {key: each for key, each in check.items() if key not in (kind, "port")}
     if "socket" in check:
         return rest | {kind: f"http://localhost{value}", "socket": _socket(found, check["socket"])}
-    if not (port := value if kind == "tcp" else port):
+    if kind == "tcp" and value is not True:
+        port = value
+    if not port:
         raise SaltInvocationError("the check needs a port")
     address = f"{_address(found)}:{port}"
     if kind == "http":

@@ -6,13 +6,17 @@ nothing is decided.
 import concurrent.futures
 import contextlib
 import contextvars
+import logging
+import math
 import os
 import pathlib
 import shutil
 
 import llm_engine
 import llm_world
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+log = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 6  # lanes at a time; more make the engine no faster
 
@@ -59,21 +63,28 @@ class Execution:
 
     def _lane(self, operations):
         """Return those operations that were done, and what went wrong with the next."""
-        done = []
+        done, begun = [], time.monotonic()
         for operation in operations:
+            within = operation["within"]
+            end = math.inf if within is None else begun + within
             try:
-                self._perform(operation)
+                if time.monotonic() >= end:
+                    raise CommandExecutionError(f"not begun, for those before took {within:g} s")
+                self._perform(operation, end)
             except CommandExecutionError as err:
                 return done, f"{operation['container']}: {err}"
             done.append(operation)
         return done, None
 
-    def _perform(self, operation):
-        """Carry out the steps of ``operation``; take back those that were done when one fails."""
+    def _perform(self, operation, end):
+        """
+        Carry out the steps of ``operation``, waiting until ``end`` at most; take back those that
+        were done when one fails.
+        """
         back = []
         try:
             for step in operation["steps"]:
-                self._step(step)
+                self._step(step, end)
                 back[:0] = step["undo"]
         except CommandExecutionError as err:
             if not back:
@@ -89,18 +100,24 @@ class Execution:
         failed = []
         for step in steps:
             try:
-                self._step(step)
+                self._step(step, math.inf)
             except CommandExecutionError as err:
                 failed.append(str(err))
         return "; ".join(failed)
 
-    def _step(self, step):
+    def _step(self, step, end):
+        """Carry out one step; whatever goes wrong is told and taken back like a refusal."""
         try:
-            self._act(step)
-        except OSError as err:
+            self._act(step, end)
+        except CommandExecutionError:
+            raise
+        except (OSError, SaltInvocationError) as err:
             raise CommandExecutionError(str(err)) from err
+        except Exception as err:
+            log.exception("%s of %s", step["do"], step["container"])
+            raise CommandExecutionError(f"{type(err).__name__}: {err}") from err
 
-    def _act(self, step):
+    def _act(self, step, end):
         container = step["container"]
         match step["do"]:
             case "create":
@@ -108,7 +125,9 @@ class Execution:
             case "start":
                 self.engine.start(container)
             case "wait":
-                self.wait(container, **step["health"])
+                health, left = step["health"], max(0.0, end - time.monotonic())
+                seconds = min(health["healthy_deadline"], left)
+                self.wait(container, **health | {"healthy_deadline": seconds})
             case "route":
                 self.route(container, self._addresses(step["to"]))
             case "drain":

@@ -38,9 +38,9 @@ def plan(specs, world):
 
     Returns ``{"operations": [...], "changes": {container: [sentence]}, "missing": [sentence],
     "conflicts": [sentence], "notes": [sentence]}``. Operations of one ``lane`` come one after
-    another; lanes do not wait for each other. ``missing`` is what must be there before the plan can
-    be carried out, ``conflicts`` what stands in its way and is not ours to remove, ``notes`` what a
-    reader should know.
+    another, all of them ``within`` so many seconds; lanes do not wait for each other. ``missing``
+    is what must be there before the plan can be carried out, ``conflicts`` what stands in its way
+    and is not ours to remove, ``notes`` what a reader should know.
     """
     planner = _Planner(world)
     for service in dict.fromkeys(spec["service"] for spec in specs):
@@ -75,6 +75,7 @@ def with_volumes(plan, service, volumes):
             "sources": [],
             "volumes": [],
             "lane": service,
+            "within": None,
         }
         operations.append(operation)
         changes[operation["container"]] = [operation["sentence"]]
@@ -141,13 +142,17 @@ class _Planner:
         self.lanes(service, specs, self.operations[first:])
 
     def lanes(self, service, specs, operations):
-        """Let replicas go side by side unless one must not wait for what happens to another."""
+        """
+        Let replicas go side by side unless one must not wait for what happens to another, and all
+        come to their end within the time for the whole service.
+        """
         in_turn = any(spec["routed"] for spec in specs) or any(
             operation["do"] in ("replace", "rename") for operation in operations
         )
+        within = min((spec["progress_deadline"] for spec in specs), default=None)
         for operation in operations:
             lane = service if in_turn else f"{service}-{operation['replica']}"
-            operation["lane"] = lane
+            operation |= {"lane": lane, "within": within}
 
     def name(self, found):
         """Return the name that one of our containers should have."""
@@ -255,17 +260,22 @@ class _Planner:
         reasons += [f"{file} was changed by hand" for file in self.edited(found, spec)]
         if found.drained:
             reasons.append("it was told to be left")
-        network = found.parts.get("network")
-        if not network:
-            return reasons
-        if network not in found.networks:
-            reasons.append(f"not connected to network {network}")
-        elif (
-            not found.live
-            and self.world.networks is not None
-            and self.world.networks.get(network) != found.networks[network]["id"]
-        ):
+        return reasons + (self.astray(found) if found.parts.get("network") else [])
+
+    def astray(self, found):
+        """Return what is wrong with how ``found`` is connected to its network."""
+        network, block = found.parts["network"], found.parts.get("addresses")
+        end = found.networks.get(network)
+        if not end:
+            return [f"not connected to network {network}"]
+        reasons = []
+        known = self.world.networks
+        if not found.live and known is not None and known.get(network) != end["id"]:
             reasons.append(f"network {network} was made anew")
+        if block and not _within(end["address"], block):
+            reasons.append(f"its address on network {network} is not of {block}")
+        if lost := sorted(set(found.parts.get("aliases", ())) - set(end["aliases"])):
+            reasons.append(f"network {network} does not know it as {', '.join(lost)}")
         return reasons
 
     def edited(self, found, spec):
@@ -379,7 +389,10 @@ class _Planner:
             volumes=sorted(spec["volumes"]),
             undo=[_step("remove", new["name"], folders=folders)],
         )
-        start = [_step("start", new["name"])]
+        # What the old one comes back to, a volume or a port, is free by then.
+        stop = _step("stop", new["name"], seconds=spec["stop_timeout"])
+        undo = [stop] if spec["strategy"] == "stop-first" else []
+        start = [_step("start", new["name"], undo=undo)]
         if old:
             causes = llm_spec.causes(old.parts, parts) + self.spoilt(old, spec)
             self.replace(spec, new, [create], start, old, causes, serving)
@@ -493,6 +506,10 @@ def _latest(containers):
         return (found.live, "" if found.live else found.finished_at, found.generation)
 
     return sorted(containers, key=age, reverse=True)
+
+
+def _within(address, block):
+    return bool(address) and ipaddress.ip_address(address) in ipaddress.ip_network(block)
 
 
 def _step(do, container, undo=(), **more):

@@ -47,9 +47,10 @@ ROLLOUT = {
     "health": {},
     "strategy": "start-first",
     "drain_timeout": 5,
+    "progress_deadline": 180,  # seconds for all replicas together
     "routed": False,
     "keep": 1,  # of those that were replaced, how many are kept for going back
-    "edited": [],  # files that somebody changed on the host, until they are written anew
+    "edited": [],  # files that are not on the host as they should be, until they are written
     "pinned": None,  # {"digest": of a kept container, "why": ...}: that one serves, not this spec
 }
 REMEMBERED = ("health", "strategy", "drain_timeout", "routed")  # what a container keeps of these
@@ -127,6 +128,10 @@ def _log(value):
     return {"max_size": _size(log["max_size"]), "max_files": _whole(log["max_files"], 1)}
 
 
+def _seconds(value):
+    return _if(llm_catalogue.duration(value) > 0, llm_catalogue.duration(value))
+
+
 def _pinned(value):
     return value and _mapping(_known(value, {"digest": None, "why": None}))
 
@@ -168,6 +173,7 @@ _FIELDS = {
         "start-first or stop-first",
     ),
     "drain_timeout": (llm_catalogue.duration, "a time such as 5s"),
+    "progress_deadline": (_seconds, "a time such as 180s"),
     "routed": (_truth, "true or false"),
     "keep": (lambda value: _whole(value, 1), "a number from 1 on"),
     "edited": (_texts, "a list of files"),

@@ -6,6 +6,8 @@ they were made of.
 import json
 from dataclasses import dataclass, field
 
+from salt.exceptions import CommandExecutionError
+
 SITE = "llm.site"
 SERVICE = "llm.service"
 REPLICA = "llm.replica"
@@ -33,7 +35,7 @@ class Container:
     parts: dict
     image_id: str
     state: str
-    networks: dict  # name: {"id": ..., "address": ...}
+    networks: dict  # name: {"id": ..., "address": ..., "aliases": [name]}
     host: dict = field(default_factory=dict)  # of the engine's HostConfig: limits, restart policy
     exit_code: int = 0
     out_of_memory: bool = False
@@ -75,6 +77,17 @@ class World:
     images: dict = field(default_factory=dict)  # reference: {"id": ..., "create": reference or id}
 
 
+def site(pillar):
+    """
+    Return the name of the site in ``pillar``, by which we know what is ours. Without it nothing is,
+    or the containers of another site on this host would be.
+    """
+    try:
+        return pillar["llm"]["site"]["name"]
+    except (KeyError, TypeError):
+        raise CommandExecutionError("llm.site.name is missing from this host's pillar") from None
+
+
 def name(site, service, replica, generation):
     """
     Return the name of a container.
@@ -98,7 +111,11 @@ def container(inspected):
         image_id=inspected["Image"],
         state=state["Status"],
         networks={
-            network: {"id": found["NetworkID"], "address": address_of(found)}
+            network: {
+                "id": found["NetworkID"],
+                "address": address_of(found),
+                "aliases": found.get("Aliases") or [],
+            }
             for network, found in inspected["NetworkSettings"]["Networks"].items()
         },
         host=inspected["HostConfig"],

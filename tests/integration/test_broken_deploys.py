@@ -6,8 +6,10 @@ else is touched, and the next deploy makes it good.
 import contextlib
 import re
 import shutil
+import time
 from pathlib import Path
 
+import openai
 import pytest
 import yaml
 
@@ -80,9 +82,25 @@ def test_a_live_configuration_that_the_service_refuses(platform, client, service
     with _spoilt(platform, f"{service}/files/live/{LIVE[service]}.jinja", "\n]\n"):
         said = _refused(platform, service)
         assert completion(client)
-    assert f"{service} is not healthy: it refuses {LIVE[service]}" in said
+        docker("restart", platform.container(service))
+        _answers_again(client)
+    words = f"{service} is not healthy: it refuses {LIVE[service]}; put back as before: "
+    assert words + LIVE[service] in said
     assert "illegal flow end" in said.partition("last log lines:")[2]
-    _converges(platform, service)
+    assert platform.apply(service) == {}
+
+
+def _answers_again(client, seconds=60):
+    """Return once clients get completions, within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            assert completion(client)
+            return
+        except openai.OpenAIError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.5)
 
 
 def test_a_template_that_cannot_be_rendered(platform):
@@ -213,6 +231,9 @@ def test_an_engine_that_does_not_answer(platform, client, tmp_path):
     before = platform.containers()
     command = ("state.apply", "rate-limiter", "--retcode-passthrough")
     done = platform.called("salt-call", tmp_path / "conf", command, check=False)
+    dry = platform.called("salt-call", tmp_path / "conf", (*command, "test=True"), check=False)
+    assert dry.returncode == 0, dry.stdout
+    assert "Can be told once the engine runs" in dry.stdout
     assert done.returncode != 0
     assert f"does not answer at {tmp_path}/nothing.sock: No such file or directory" in done.stdout
     assert "Traceback" not in done.stdout

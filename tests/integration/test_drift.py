@@ -23,16 +23,17 @@ FAULTS = {  # by hand: what is said of the container
     "cpu-shares": (["update", "--cpu-shares", "99"], "CPU shares set by hand"),
     "renamed": (["rename"], "rename: it was called "),
     "disconnected": (["network", "disconnect", "-f"], "not connected to network "),
+    "reconnected": (["network", "connect"], "its address on network "),
 }
 
 
 @contextlib.contextmanager
-def _mended(platform):
+def _mended(platform, sls="rate-limiter"):
     """When the test fails, what it did by hand is made good for the others."""
     try:
         yield
     except BaseException:
-        platform.apply("rate-limiter")
+        platform.apply(sls)
         raise
 
 
@@ -62,8 +63,11 @@ def test_a_container_that_was_changed_by_hand(platform, client, fault):
     arguments = {
         "renamed": [name, f"{platform.name}-other"],
         "disconnected": [f"{platform.name}-network", name],
+        "reconnected": [f"{platform.name}-network", name],
     }
     with _mended(platform):
+        if fault == "reconnected":
+            docker("network", "disconnect", "-f", *arguments[fault])
         docker(*command, *arguments.get(fault, [name]))
         assert completion(client)
         done = _mends(platform)
@@ -71,9 +75,23 @@ def test_a_container_that_was_changed_by_hand(platform, client, fault):
     after = platform.containers()
     others = {each: before[each] for each in before if "rate-limiter" not in each}
     assert {each: after[each] for each in after if "rate-limiter" not in each} == others
-    if fault not in ("removed", "cpu-shares", "disconnected"):
+    if fault not in ("removed", "cpu-shares", "disconnected", "reconnected"):
         assert after == before
     assert platform.container("rate-limiter")
+    assert completion(client)
+
+
+def test_a_mesh_that_lost_its_names(platform, client):
+    """Where it is reached is as before, and nobody finds it."""
+    name, network = platform.container("mesh"), f"{platform.name}-network"
+    place = f'{{{{(index .NetworkSettings.Networks "{network}").IPAddress}}}}'
+    with _mended(platform, "mesh"):
+        address = docker("inspect", "-f", place, name)
+        docker("network", "disconnect", "-f", network, name)
+        docker("network", "connect", "--ip", address, network, name)
+        done = _mends(platform, "mesh")
+    (said,) = done["mesh is running"].values()
+    assert said[0].startswith(f"replace: {name}: network {network} does not know it as cache, ")
     assert completion(client)
 
 

@@ -2,10 +2,12 @@
 All ways of applying end in the same place, and a second run of any of them changes nothing.
 """
 
+import contextlib
 import json
 
 import pytest
 
+from tests.support.operator import set_secret
 from tests.support.platform import changes
 
 IN_CLEAR = "#!yaml|gpg\nllm: {secrets: {cache: {password: hidden-in-clear}}}\n"
@@ -61,17 +63,58 @@ def test_a_second_run_changes_nothing(platform, way):
     assert platform.containers() == before
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_dry_run_says_what_then_happens(platform, way):
-    before = platform.containers()
-    with platform.service_changed("rate-limiter", memory="160m"):
+def _limit(platform):
+    return platform.service_changed("rate-limiter", memory="160m")
+
+
+def _template(platform):
+    path = "salt/rate-limiter/files/settings.env.jinja"
+    return platform.changed(path, (platform.folder / path).read_text() + "# Changed.\n")
+
+
+@contextlib.contextmanager
+def _secret(platform):
+    path = "pillar/secrets/head.sls"
+    kept = (platform.folder / path).read_text()
+    with platform.changed(path, kept):
+        set_secret(platform, "head.key", "sk-of-another-day")
+        yield
+
+
+CHANGES = {  # what is said of it, and what happens when it comes and when it goes
+    _limit: (
+        "replace: {}: memory 128m → 160m",
+        {"rate-limiter is running"},
+        {"rate-limiter is running"},
+    ),
+    _template: (
+        "replace: {}: file settings.env changed'",
+        {"rate-limiter is configured", "rate-limiter is running"},
+        {"rate-limiter is running"},
+    ),
+    _secret: (
+        "secret head.key changed'",
+        {"head is configured", "head is running", "tail is configured"},
+        {"head is running", "tail is configured"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "change"),
+    zip(WAYS, (_template, _limit, _template, _secret, _limit), strict=True),
+)
+def test_a_dry_run_says_what_then_happens(platform, way, change):
+    words, come, go = CHANGES[change]
+    before, name = platform.containers(), platform.container("rate-limiter")
+    with change(platform):
         foreseen = way(platform, "test=True")
         assert platform.containers() == before
         done = way(platform)
-    assert list(foreseen) == ["rate-limiter is running"]
     assert foreseen == done
-    assert "memory 128m → 160m" in str(done)
-    assert way(platform).keys() == {"rate-limiter is running"}
+    assert done.keys() == come
+    assert words.format(name) in str(done)
+    assert way(platform).keys() == go
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ class ModelEngine:
                     "NetworkID": "",
                     "IPAddress": "",
                     "IPAMConfig": endpoint.get("IPAMConfig"),
+                    "Aliases": endpoint.get("Aliases"),
                 }
             },
             "State": {

@@ -136,6 +136,24 @@ def test_running_mends(run, site, network, drift, said):
     assert list(site.containers().values()).count("running") == 1
 
 
+def test_running_mends_a_connection_that_was_made_by_hand(run, site, network):
+    block = site.subnet.replace(".0/24", ".64/28")
+    keys = {"addresses": block, "aliases": ["web"]}
+    run(**keys)
+    first, second = (f"{site.name}-web-1-g{number}" for number in (1, 2))
+    site.engine.request(
+        "POST", f"/networks/{network}/disconnect", {"Container": first, "Force": True}
+    )
+    site.engine.request("POST", f"/networks/{network}/connect", {"Container": first})
+    assert sentences(apply(run, **keys)) == [
+        f"replace: {first}: its address on network {network} is not of {block}, "
+        f"network {network} does not know it as web"
+    ]
+    site.engine.stop(second, 1)
+    (said,) = sentences(apply(run, **keys))
+    assert said.startswith("start: it had stopped")
+
+
 def test_running_does_not_follow_a_moved_tag(run, site, image, make_image):
     tag = make_image(f"llm-test-{os.getpid()}/moved:1", "first")
     run(image=tag)
@@ -305,8 +323,9 @@ def test_running_gives_addresses_from_the_block(site, spec):
     addresses = [each["address"] for each in site.call("llm_container.list", "web")]
     assert addresses == [block.replace(".64/28", f".{number}") for number in (64, 65)]
     ret = site.state("llm_container.running", "web", spec=replicas[:1])
-    assert ret["changes"] == {f"{site.name}-web-2-g1": ["remove: only 1 wanted"]}
-    assert site.containers() == {f"{site.name}-web-1-g1": "running"}
+    assert ret["changes"] == {f"{site.name}-web-2-g1": ["park: only 1 wanted"]}
+    first, second = (f"{site.name}-web-{number}-g1" for number in (1, 2))
+    assert site.containers() == {first: "running", second: "exited"}
 
 
 @pytest.mark.parametrize("strategy", ["start-first", "stop-first"])

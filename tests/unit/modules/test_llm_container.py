@@ -5,10 +5,12 @@ Plans and their execution, against an engine in memory.
 import contextlib
 import copy
 import inspect
+import logging
 import os
 from unittest.mock import create_autospec, patch
 
 import llm_engine
+import llm_execution
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,6 +96,21 @@ def test_model_engine_has_the_manners_of_the_real_one(method):
         return
     real = inspect.signature(getattr(llm_engine.Engine, method))
     assert inspect.signature(getattr(ModelEngine, method)) == real
+
+
+@pytest.mark.parametrize("pillar", [{}, {"llm": None}, {"llm": {"site": {}}}])
+def test_nothing_is_ours_without_a_site(host, pillar):
+    host.apply(HEAD)
+    host.engine.calls.clear()
+    with patch.object(llm_container_module, "__pillar__", pillar):
+        for wanted in (
+            lambda: llm_container_module.removal("head", volumes=True),
+            lambda: llm_container_module.plan([HEAD]),
+            llm_container_module.list_,
+        ):
+            with pytest.raises(CommandExecutionError, match=r"llm\.site\.name is missing"):
+                wanted()
+    assert host.engine.calls == []
 
 
 def test_plan_creates_what_is_missing(host):
@@ -224,16 +241,28 @@ def test_plan_goes_back_by_a_start(host):
     assert host.plan(HEAD | {"memory": "1g"})["operations"] == []
 
 
-@pytest.mark.parametrize("strategy", ["start-first", "stop-first"])
+TAKEN_BACK = {
+    "start-first": [("create", 2), ("start", 2), ("remove", 2)],
+    "stop-first": [
+        *[("create", 2), ("update", 1), ("stop", 1), ("start", 2)],
+        *[("stop", 2), ("update", 1), ("start", 1), ("remove", 2)],
+    ],
+}
+
+
+@pytest.mark.parametrize("strategy", TAKEN_BACK)
 def test_execute_takes_a_sick_container_back(host, strategy):
     head = HEAD | {"strategy": strategy, "routed": True}
     host.apply(head)
+    host.engine.calls.clear()
     done = llm_container_module.execute(host.plan(head | {"image": "llm/sick:1"}))
     assert done["changes"] == {}
     assert done["errors"] == [
         "llm-head-1-g2: llm-head-1-g2 is not healthy\n"
         "It was taken back: llm-head-1-g1 serves as before"
     ]
+    taken_back = [(verb, f"llm-head-1-g{number}") for verb, number in TAKEN_BACK[strategy]]
+    assert host.engine.calls == taken_back
     assert host.state() == {"llm-head-1-g1": "running"}
     assert host.engine.named("llm-head-1-g1")["HostConfig"]["RestartPolicy"]["Name"] == "always"
     assert host.plan(head)["operations"] == []
@@ -282,6 +311,48 @@ def test_execute_does_the_rest_when_one_service_fails(host):
     assert done["errors"] == ["llm-head-1-g1: No such image: llm/head:2"]
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SaltInvocationError("172.30.0.80:True: expected a port"), "172.30.0.80:True"),
+        (KeyError("port"), "KeyError: 'port'"),
+    ],
+)
+def test_execute_takes_back_whatever_goes_wrong(host, error, words, monkeypatch):
+    log = create_autospec(logging.Logger, instance=True)
+    monkeypatch.setattr(llm_execution, "log", log)
+    other = HEAD | {"service": "other"}
+    host.apply(HEAD, other)
+    plan = host.plan(HEAD | {"memory": "1g"}, other | {"replica": 2}, other)
+    host.salt["llm_health.wait"].side_effect = error
+    done = llm_container_module.execute(plan)
+    assert done["changes"] == {"llm-other-2-g1": ["create: there is none"]}
+    (said,) = done["errors"]
+    assert said.startswith(f"llm-head-1-g2: {words}")
+    assert log.exception.called is isinstance(error, KeyError)
+    assert said.endswith("It was taken back: llm-head-1-g1 serves as before")
+    assert set(host.state()) == {"llm-head-1-g1", "llm-other-1-g1", "llm-other-2-g1"}
+
+
+def test_execute_ends_a_rollout_at_its_deadline(host):
+    three = [HEAD | {"replica": number, "progress_deadline": "100s"} for number in (1, 2, 3)]
+    host.apply(*three)
+    plan = host.plan(*(each | {"memory": "1g"} for each in three))
+    now, waits = [0.0], []
+
+    def wait(check, container, min_healthy, healthy_deadline):
+        waits.append((container, healthy_deadline))
+        now[0] += {"llm-head-1-g2": 70, "llm-head-2-g2": 30}[container]
+
+    host.salt["llm_health.wait"].side_effect = wait
+    with patch.object(llm_execution.time, "monotonic", lambda: now[0]):
+        done = llm_container_module.execute(plan)
+    assert waits == [("llm-head-1-g2", 60), ("llm-head-2-g2", 30)]
+    assert list(done["changes"]) == ["llm-head-1-g2", "llm-head-2-g2"]
+    assert done["errors"] == ["llm-head-3-g2: not begun, for those before took 100 s"]
+    assert host.state()["llm-head-3-g1"] == "running"
+
+
 def test_execute_takes_back_what_it_can(host):
     head = HEAD | {"strategy": "stop-first"}
     host.apply(head)
@@ -327,18 +398,31 @@ def test_plan_removes_surplus_replicas(host):
             "replace: llm-head-1-g1: not connected to network llm-network",
         ),
         (
+            lambda engine: engine.named("llm-head-1-g1")["Networks"]["llm-network"].update(
+                IPAddress="172.30.0.7", IPAMConfig={}
+            ),
+            "replace: llm-head-1-g1: its address on network llm-network is not of 172.30.0.80/28",
+        ),
+        (
+            lambda engine: engine.named("llm-head-1-g1")["Networks"]["llm-network"].update(
+                Aliases=["cache", "9f0a"]
+            ),
+            "replace: llm-head-1-g1: network llm-network does not know it as head",
+        ),
+        (
             lambda engine: engine.named("llm-head-1-g1")["State"].update(Status="paused"),
             "resume: it was paused",
         ),
     ],
 )
 def test_plan_mends_what_was_done_by_hand(host, drift, said):
-    host.apply(HEAD)
+    head = HEAD | {"aliases": ["cache", "head"]}
+    host.apply(head)
     drift(host.engine)
-    done = host.apply(HEAD)
+    done = host.apply(head)
     assert done["errors"] == []
     assert [sentence for each in done["changes"].values() for sentence in each] == [said]
-    assert host.plan(HEAD)["operations"] == []
+    assert host.plan(head)["operations"] == []
     assert list(host.state().values()).count("running") == 1
 
 
@@ -351,6 +435,9 @@ def test_plan_replaces_what_has_read_a_file_that_was_changed_by_hand(host, tmp_p
     host.apply(spec)
     assert host.plan(spec)["operations"] == []
     edited = spec | {"edited": ["config.yaml"]}
+    others = edited | {"files": {"config.yaml": "of another digest"}}
+    causes = ["replace: llm-head-1-g1: file config.yaml changed"]
+    assert host.plan(others)["changes"] == {"llm-head-1-g2": causes}
     changes = {"llm-head-1-g2": ["replace: llm-head-1-g1: config.yaml was changed by hand"]}
     assert host.plan(edited)["changes"] == changes
     second = 1767225601  # the first of 2026, and so after the start
@@ -626,6 +713,9 @@ DRIFTS = {
     "rename": lambda engine, found: engine.rename(found["Id"], f"by-hand-{found['Id']}"),
     "retag": lambda engine, _: engine.images.update({"llm/head:1": "sha256:llm/head:2"}),
     "network": lambda engine, found: found["Networks"].clear(),
+    "reconnect": lambda engine, found: [
+        end.update(IPAMConfig={}, IPAddress="") for end in found["Networks"].values()
+    ],
 }
 STEPS = st.lists(
     st.tuples(

@@ -165,3 +165,31 @@ def test_pending_leaves_out_the_live_file_that_was_taken_back(llm_files, refused
     secrets["clients"] = {"default": "canary-4"}
     _afresh(llm_files)
     assert llm_files.pending("head") == {"routes.yaml": "change"}
+
+
+def test_take_back_puts_live_files_back_as_they_were_when_approved(llm_files, templates):
+    name = "head/files/live/routes.yaml.jinja"
+    live = pathlib.Path(llm_files.folder("head"), "live", "routes.yaml")
+    llm_files.write("head")
+    assert llm_files.take_back("head") == []
+    approved = live.read_text()
+    for text in ("unproven", "worse"):
+        templates[name] = text
+        _afresh(llm_files)
+        assert llm_files.write("head") == {"routes.yaml": "change"}
+    assert llm_files.take_back("head") == ["routes.yaml"]
+    assert live.read_text() == approved
+    assert live.stat().st_mode & 0o777 == 0o400
+    assert llm_files.pending("head") == {"routes.yaml": "change"}
+    assert llm_files.take_back("head") == []
+    assert [path.name for path in live.parent.parent.iterdir() if "live" in path.name] == ["live"]
+
+
+def test_take_back_after_an_approval_changes_nothing(llm_files, templates):
+    llm_files.write("head")
+    templates["head/files/live/routes.yaml.jinja"] = "proven"
+    _afresh(llm_files)
+    llm_files.write("head")
+    llm_files.approve("head")
+    assert llm_files.take_back("head") == []
+    assert llm_files.pending("head") == {}

@@ -13,7 +13,7 @@ import llm_probe
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-from _modules import llm_config, llm_deploy
+from _modules import llm_config, llm_deploy, llm_files, llm_mesh
 from _modules import llm_health as llm_health_module
 
 UP_FOR_LONG = "2020-01-01T00:00:00.123456789Z"
@@ -79,8 +79,28 @@ def container_list():
     return ["llm-head-1-g1"]
 
 
+def replica_of(name):
+    return int(name.split("-")[2])
+
+
 @pytest.fixture
-def llm_health(configure_loader, platform, engine, fate, probes, container_list):
+def mesh():
+    """The Envoys of this host, which find every replica healthy."""
+    mesh = create_autospec(llm_mesh)
+    mesh.refused.return_value = []
+    mesh.unhealthy.return_value = {}
+    return mesh
+
+
+@pytest.fixture
+def files():
+    files = create_autospec(llm_files)
+    files.take_back.return_value = []
+    return files
+
+
+@pytest.fixture
+def llm_health(configure_loader, platform, engine, fate, probes, container_list, mesh, files):
     return configure_loader(
         llm_health_module,
         salt={
@@ -88,7 +108,14 @@ def llm_health(configure_loader, platform, engine, fate, probes, container_list)
                 llm_config.service, side_effect=platform["services"].get
             ),
             "llm_config.secret": create_autospec(llm_config.secret, return_value="canary"),
-            "llm_container.list": lambda service: [{"name": name} for name in container_list],
+            "llm_container.list": lambda service: [
+                {"name": name, "replica": replica_of(name)} for name in container_list
+            ],
+            "llm_mesh.wait": mesh.wait,
+            "llm_mesh.unhealthy": mesh.unhealthy,
+            "llm_mesh.refused": mesh.refused,
+            "llm_files.approve": files.approve,
+            "llm_files.take_back": files.take_back,
             "llm_image.reference": lambda image: f"llm/{image}:abc",
             "llm_deploy.tell": create_autospec(llm_deploy.tell),
         },
@@ -110,6 +137,8 @@ def llm_health(configure_loader, platform, engine, fate, probes, container_list)
         ),
         ({"http": "http://a/b"}, "http", "http://a/b", {}),
         ({"tcp": 6379}, "tcp", "172.30.0.80:6379", {}),
+        ({"tcp": True}, "tcp", "172.30.0.80:4000", {}),
+        ({"tcp": True, "port": 1}, "tcp", "172.30.0.80:1", {}),
         ({"tcp": "10.0.0.1:6379"}, "tcp", "10.0.0.1:6379", {}),
         (
             {"redis": "cache.password"},
@@ -287,7 +316,7 @@ def test_wait_for_ends_with_the_first_replica_that_fails(llm_health, container_l
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, "0 of 1 containers are on this host$"),
+        (None, "0 of 1 replicas are on this host$"),
         (llm_engine.NotFound("", 404), "on this host, and its image llm/head:abc is missing"),
     ],
 )
@@ -298,6 +327,67 @@ def test_wait_for_missing_containers_ends_at_once(
     engine.image.side_effect = image
     with pytest.raises(CommandExecutionError, match=message):
         llm_health.wait_for("head")
+
+
+def test_wait_for_counts_replicas_and_not_containers(llm_health, container_list):
+    container_list.append("llm-head-1-g2")
+    llm_health.__salt__["llm_config.service"]("head")["replicas"] = 2
+    with pytest.raises(CommandExecutionError, match="1 of 2 replicas are on this host"):
+        llm_health.wait_for("head")
+
+
+def test_wait_for_waits_for_the_envoys_too(llm_health, mesh, files):
+    llm_health.wait_for("head")
+    ((name,), arguments) = mesh.wait.call_args
+    assert name == "head"
+    assert 390 < arguments["timeout"] <= 400
+    files.approve.assert_called_once_with("head")
+
+
+def test_wait_for_what_an_envoy_does_not_find_healthy(llm_health, mesh, files):
+    mesh.wait.side_effect = CommandExecutionError("not yet healthy for the Envoys: llm-mesh-1-g1")
+    with pytest.raises(CommandExecutionError) as raised:
+        llm_health.wait_for("head")
+    said = str(raised.value).splitlines()
+    assert said[0] == "head is not healthy: not yet healthy for the Envoys: llm-mesh-1-g1"
+    assert "  last answer: 200" in said
+    assert not files.approve.called
+
+
+@pytest.mark.parametrize(
+    ("back", "then"), [([], ""), (["listeners.yaml"], "; put back as before: listeners.yaml")]
+)
+def test_wait_for_an_envoy_that_refuses_its_files(llm_health, inspect, mesh, files, back, then):
+    live = {"Destination": "/etc/llm-live", "Source": "/live"}
+    inspect.return_value = found(Mounts=[*found()["Mounts"], live])
+    llm_health.__salt__["llm_config.service"]("head")["health"] = {
+        "http": "/ready",
+        "socket": "admin.sock",
+    }
+    mesh.refused.return_value = ["listeners.yaml"]
+    files.take_back.return_value = back
+    with pytest.raises(CommandExecutionError, match=f"it refuses listeners.yaml{then}\n"):
+        llm_health.wait_for("head")
+    files.take_back.assert_called_once_with("head")
+    assert not files.approve.called
+
+
+@pytest.mark.parametrize(
+    ("containers", "ok", "unhealthy", "well"),
+    [
+        (["llm-head-1-g1"], True, {}, True),
+        (["llm-head-1-g1"], False, {}, False),
+        (["llm-head-1-g1"], True, {"llm-mesh-1-g1": {"172.30.0.80"}}, False),
+        ([], True, {}, False),
+        (["llm-head-2-g1"], True, {}, False),
+    ],
+)
+def test_well(llm_health, container_list, http, mesh, containers, ok, unhealthy, well):
+    container_list[:] = containers
+    http.return_value = {"ok": ok, "answer": "200"}
+    mesh.unhealthy.return_value = unhealthy
+    assert llm_health.well("head") is well
+    assert not mesh.wait.called
 
 
 def test_ask_asks_each_container_once(llm_health, container_list, http):

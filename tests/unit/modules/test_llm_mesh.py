@@ -94,12 +94,24 @@ def test_endpoints_never_said(llm_mesh):
     assert llm_mesh.endpoints("head") is None
 
 
-def test_endpoints_of_a_file_that_is_broken(llm_mesh, folder):
-    llm_mesh.route("head", [])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "7", '{"resources": [{"endpoints": [1]}]}'])
+def test_route_writes_a_file_anew_that_is_broken(llm_mesh, folder, text):
+    llm_mesh.route("head", ["172.30.0.80"])
     (folder / "head.yaml").unlink()
-    (folder / "head.yaml").write_text("{")
-    with pytest.raises(CommandExecutionError, match=r"head\.yaml is not what was written"):
-        llm_mesh.endpoints("head")
+    (folder / "head.yaml").write_text(text)
+    assert llm_mesh.endpoints("head") is None
+    assert llm_mesh.said("head", ["172.30.0.80"]) is False
+    assert llm_mesh.route("head", ["172.30.0.80"]) is True
+    assert llm_mesh.endpoints("head") == ["172.30.0.80"]
+
+
+def test_route_writes_a_file_anew_whose_ports_are_others(llm_mesh, platform, folder):
+    llm_mesh.route("head", ["172.30.0.80"])
+    assert llm_mesh.said("head", ["172.30.0.80"]) is True
+    llm_mesh.__salt__["llm_config.service"]("head")["health"]["port"] = 4001
+    assert llm_mesh.said("head", ["172.30.0.80"]) is False
+    assert llm_mesh.route("head", ["172.30.0.80"]) is True
+    assert '"port_value": 4001' in (folder / "head.yaml").read_text()
 
 
 def container(replica, generation, address, state="running"):
@@ -201,6 +213,41 @@ def test_health_of_those_that_ask_the_mesh_by_name(llm_mesh, admin):
         tail.stop()
     assert found.keys() == {"llm-mesh-1-g1", "llm-tail-1-g1"}
     assert found["llm-tail-1-g1"] == {"head": {"172.30.0.80": "healthy"}}
+
+
+def test_unhealthy_is_asked_anew_only_while_something_is(llm_mesh, admin):
+    assert llm_mesh.unhealthy("head") == {"llm-mesh-1-g1": {"172.30.0.80"}}
+    admin.healthy.add("172.30.0.80")
+    assert llm_mesh.unhealthy("head") == {}
+    assert llm_mesh.unhealthy("head") == {}
+    assert len(admin.seen) == 2
+
+
+def test_unhealthy_is_asked_anew_after_a_route(llm_mesh, admin):
+    admin.healthy.add("172.30.0.80")
+    assert llm_mesh.unhealthy("head") == {}
+    llm_mesh.route("head", [])
+    llm_mesh.route("head", ["172.30.0.80"])
+    admin.healthy.clear()
+    assert llm_mesh.unhealthy("head") == {"llm-mesh-1-g1": {"172.30.0.80"}}
+
+
+@pytest.mark.parametrize("service", ["mesh", "cache"])
+def test_unhealthy_of_what_no_envoy_routes(llm_mesh, admin, service):
+    assert llm_mesh.unhealthy(service) == {}
+    assert not admin.seen
+
+
+def test_wait_until_every_envoy_finds_it_healthy(llm_mesh, admin):
+    threading.Timer(0.2, lambda: admin.healthy.add("172.30.0.80")).start()
+    llm_mesh.wait("head")
+    assert len(admin.seen) > 2
+    assert llm_mesh.unhealthy("head") == {}
+
+
+def test_wait_for_what_does_not_get_healthy(llm_mesh, admin):
+    with pytest.raises(CommandExecutionError, match=r"after 0.2 s: llm-mesh-1-g1: 172.30.0.80"):
+        llm_mesh.wait("head", timeout=0.2)
 
 
 def test_health_without_an_envoy(llm_mesh):

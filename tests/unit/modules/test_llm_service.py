@@ -124,3 +124,23 @@ def test_specs_of_what_was_taken_back_name_what_serves_instead(llm_service, plat
     ]
     platform["services"]["head"]["memory"] *= 2
     assert llm_service.specs("head") == [each | {"memory": 2 * each["memory"]} for each in specs]
+
+
+def test_status_counts_replicas_and_not_containers(llm_service, platform):
+    """As an interrupted replacement leaves it: two containers of one replica, none of the other."""
+    platform["services"]["head"]["replicas"] = 2
+    kept = {"replica": 1, "state": "running", "image": "llm/head:tag", "restarts": 0}
+    names = ("llm-head-1-g1", "llm-head-1-g2")
+    use = dict.fromkeys(("memory", "memory_limit", "cpus", "cpus_limit"), 1)
+    llm_service.__salt__ |= {
+        "llm_config.carried": lambda: ["head"],
+        "llm_container.stats": lambda: dict.fromkeys(names, use),
+        "llm_container.list": lambda service: [
+            kept | {"name": name, "started_at": f"2026-01-0{day}"}
+            for day, name in enumerate(names, 1)
+        ],
+        "llm_health.ask": lambda name: dict.fromkeys(names, {"ok": True, "answer": "200"}),
+    }
+    found = llm_service.status()["head"]
+    assert (found["wanted"], found["running"], found["healthy"]) == (2, 1, 1)
+    assert (found["memory"], found["since"]) == (2, "2026-01-02")

@@ -1,6 +1,7 @@
 from unittest.mock import create_autospec
 
 import pytest
+from llm_engine import NoAnswer
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from _modules import llm_container as llm_container_module
@@ -145,6 +146,16 @@ def test_absent_removes(llm_container, removal, execute, testmode):
     assert ret["changes"] == changes
     removal.assert_called_once_with("head", volumes=True)
     assert execute.called is not testmode
+
+
+def test_absent_and_running_while_the_engine_does_not_answer(
+    llm_container, plan, removal, testmode
+):
+    plan.side_effect = removal.side_effect = NoAnswer("no engine")
+    for ret in (llm_container.running("head"), llm_container.absent("head")):
+        assert ret["result"] is (None if testmode else False)
+        assert ret["changes"] == {}
+        assert "no engine" in ret["comment"]
 
 
 def test_absent_explains_errors(llm_container, removal):

@@ -1,6 +1,7 @@
 from unittest.mock import create_autospec
 
 import pytest
+from llm_engine import NoAnswer
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from _modules import llm_config
@@ -15,7 +16,7 @@ NO = {"ok": False, "answer": "connection refused"}
 def llm_health(configure_loader, platform, testmode):
     service = create_autospec(llm_config.service, side_effect=platform["services"].get)
     salt = {"llm_config.service": service}
-    for function in ("ask", "probe", "wait", "wait_for"):
+    for function in ("well", "probe", "wait", "wait_for"):
         spec = create_autospec(getattr(llm_health_module, function))
         salt[f"llm_health.{function}"] = spec
     return configure_loader(llm_health_state, salt=salt, test=testmode)
@@ -71,25 +72,24 @@ def test_gate_of_the_unwell(llm_health, testmode, gate, arguments):
 
 @pytest.mark.parametrize("error", [CommandExecutionError, SaltInvocationError])
 def test_gate_that_cannot_be_asked_fails(llm_health, error):
-    for function in ("probe", "wait", "ask", "wait_for"):
+    for function in ("probe", "wait", "well", "wait_for"):
         llm_health.__salt__[f"llm_health.{function}"].side_effect = error("the check needs a port")
     for ret in (llm_health.tcp("gate", address="nowhere"), llm_health.healthy("head")):
         assert ret["result"] is False
         assert ret["comment"] == "the check needs a port"
 
 
-@pytest.mark.parametrize(
-    ("answers", "well"),
-    [
-        ({"llm-head-1-g1": YES}, True),
-        ({"llm-head-1-g1": YES, "llm-head-2-g1": YES}, True),
-        ({"llm-head-1-g1": YES, "llm-head-2-g1": NO}, False),
-        ({"llm-head-1-g1": NO}, False),
-        ({}, False),
-    ],
-)
-def test_healthy(llm_health, testmode, answers, well):
-    llm_health.__salt__["llm_health.ask"].return_value = answers
+def test_gate_while_the_engine_does_not_answer(llm_health, testmode):
+    for function in ("probe", "wait", "well", "wait_for"):
+        llm_health.__salt__[f"llm_health.{function}"].side_effect = NoAnswer("no engine")
+    for ret in (llm_health.container("registry"), llm_health.healthy("head")):
+        assert ret["result"] is (None if testmode else False)
+        assert "no engine" in ret["comment"]
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_healthy(llm_health, testmode, well):
+    llm_health.__salt__["llm_health.well"].return_value = well
     if not well:
         llm_health.__salt__["llm_health.wait_for"].side_effect = CommandExecutionError("refused")
     ret = llm_health.healthy("head")
@@ -97,7 +97,7 @@ def test_healthy(llm_health, testmode, answers, well):
     if well:
         assert (ret["result"], ret["comment"]) == (True, "head is healthy")
     elif testmode:
-        comment = "head is not healthy; would wait up to 180 s"
+        comment = "head is not healthy; would wait up to 400 s"
         assert (ret["result"], ret["comment"]) == (None, comment)
     else:
         assert (ret["result"], ret["comment"]) == (False, "refused")

@@ -1,6 +1,7 @@
 from unittest.mock import create_autospec
 
 import pytest
+from llm_engine import NoAnswer
 from salt.exceptions import CommandExecutionError
 
 from _modules import llm_image as llm_image_module
@@ -59,6 +60,13 @@ def test_built_of_an_unknown_image(llm_image):
     llm_image.__salt__["llm_image.pending"].side_effect = CommandExecutionError('no image "x"')
     ret = llm_image.built("x")
     assert (ret["result"], ret["changes"], ret["comment"]) == (False, {}, 'no image "x"')
+
+
+def test_built_while_the_engine_does_not_answer(llm_image, testmode):
+    llm_image.__salt__["llm_image.pending"].side_effect = NoAnswer("no engine")
+    ret = llm_image.built("head")
+    assert (ret["result"], ret["changes"]) == (None if testmode else False, {})
+    assert "no engine" in ret["comment"]
 
 
 def test_absent_when_there_are_none(llm_image):

@@ -1,6 +1,7 @@
 from unittest.mock import create_autospec
 
 import pytest
+from llm_engine import NoAnswer
 from salt.exceptions import CommandExecutionError
 
 from _modules import llm_mesh as llm_mesh_module
@@ -13,6 +14,7 @@ def mesh():
     mesh = create_autospec(llm_mesh_module)
     mesh.endpoints.return_value = ["172.30.0.80"]
     mesh.serving.return_value = ["172.30.0.80"]
+    mesh.said.side_effect = lambda name, addresses: mesh.endpoints(name) == addresses
     return mesh
 
 
@@ -24,7 +26,7 @@ def operations():
 
 @pytest.fixture
 def llm_mesh(configure_loader, mesh, operations, testmode):
-    names = ("endpoints", "serving", "route")
+    names = ("endpoints", "said", "serving", "route")
     salt = {f"llm_mesh.{name}": getattr(mesh, name) for name in names}
     salt["llm_service.specs"] = lambda name: []
     salt["llm_container.plan"] = lambda specs: {"operations": operations}
@@ -68,10 +70,20 @@ def test_routed_follows_containers_that_would_change(llm_mesh, mesh, operations,
     assert bool(ret["changes"]) is not testmode
 
 
-def test_routed_when_the_engine_does_not_answer(llm_mesh, mesh):
-    mesh.serving.side_effect = CommandExecutionError("the engine does not answer")
+def test_routed_with_other_ports(llm_mesh, mesh, testmode):
+    mesh.said.side_effect = None
+    mesh.said.return_value = False
     ret = llm_mesh.routed("head")
-    assert (ret["result"], ret["comment"]) == (False, "the engine does not answer")
+    assert ret["changes"] == {"head": {"old": "other ports", "new": ["172.30.0.80"]}}
+    assert mesh.route.called is not testmode
+
+
+def test_routed_when_the_engine_does_not_answer(llm_mesh, mesh, testmode):
+    mesh.serving.side_effect = NoAnswer("the engine does not answer")
+    ret = llm_mesh.routed("head")
+    assert ret["result"] is (None if testmode else False)
+    assert ret["changes"] == {}
+    assert "the engine does not answer" in ret["comment"]
     assert not mesh.route.called
 
 

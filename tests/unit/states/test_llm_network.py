@@ -1,6 +1,7 @@
 from unittest.mock import create_autospec
 
 import pytest
+from llm_engine import NoAnswer
 from salt.exceptions import CommandExecutionError
 
 from _modules import llm_network as llm_network_module
@@ -65,6 +66,16 @@ def test_present_explains_errors(llm_network, testmode):
     ret = llm_network.present("net", SUBNET)
     assert ret["result"] is (None if testmode else False)
     assert testmode or ret["comment"] == "no engine"
+
+
+@pytest.mark.parametrize("verb", ["present", "absent"])
+def test_while_the_engine_does_not_answer(llm_network, testmode, verb):
+    llm_network.__salt__["llm_network.find"].side_effect = NoAnswer("no engine")
+    arguments = [SUBNET] if verb == "present" else []
+    ret = getattr(llm_network, verb)("net", *arguments)
+    assert ret["result"] is (None if testmode else False)
+    assert ret["changes"] == {}
+    assert "no engine" in ret["comment"]
 
 
 def test_absent_when_it_is(llm_network):

@@ -104,6 +104,7 @@ def test_digest_does_not_depend_on_how_it_is_rolled_out(key):
         "health": {"check": {"http": "/"}},
         "strategy": "stop-first",
         "drain_timeout": 1,
+        "progress_deadline": 1,
         "routed": True,
         "keep": 3,
         "edited": ["config.yaml"],
