@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import shutil
+import time
 
 import llm_engine
 import llm_world
