@@ -4,6 +4,7 @@ Chat completions through the public port at a bounded rate, and what became of e
 
 import itertools
 import json
+import logging
 import ssl
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # or each request is a line
 WORKERS = 12  # requests under way at once, at most
 PATIENCE = 120  # seconds for one answer
 CACHED = "what the cache knows"
@@ -63,7 +65,7 @@ class Load:
         """Return the outcomes of the requests that were sent after ``moment``."""
         return [outcome for outcome in self.outcomes if outcome.sent >= moment]
 
-    def flow(self, number=1, seconds=60):
+    def flow(self, number=1, seconds=300):
         """Return once ``number`` requests that are sent from now on have come to an end."""
         start = time.monotonic()
         while len(self.since(start)) < number:

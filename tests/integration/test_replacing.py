@@ -1,0 +1,170 @@
+"""
+Every service is replaced in its turn while clients ask: none of them notices.
+"""
+
+import json
+import threading
+import time
+import uuid
+
+import pytest
+import yaml
+
+from tests.support.load import Load
+from tests.support.operator import gateway, set_secret, site_changed
+from tests.support.platform import docker
+from tests.support.upstream import Upstream
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+RATE = 15  # requests per second
+
+
+@pytest.fixture(scope="module")
+def settings(platform):
+    """The settings of a client that may ask as often as it likes."""
+    name = f"load-{uuid.uuid4().hex[:8]}"
+    configured = "rate-limiter.configured,tail.configured"
+    with site_changed(platform, clients={"default": {}, name: {"requests": 100000000}}):
+        set_secret(platform, f"clients.{name}", uuid.uuid4().hex)
+        platform.salt("*", "state.apply", configured)
+        found = platform.client_settings(name)
+        while True:  # until the key is known
+            with Load(found, RATE) as load:
+                load.flow(RATE)
+            if not load.failures:
+                break
+        yield found
+    platform.salt("*", "state.apply", configured)
+
+
+class Model(Upstream):
+    """
+    A server in place of model-proxy. An answer that is to come ``slowly`` goes on until it is
+    ``over``.
+    """
+
+    def __init__(self, address, port):
+        self.over, self.sent = threading.Event(), 0
+        super().__init__(address, port)
+
+    def goes_on(self, number, body):
+        """Return whether there is a further chunk."""
+        if "slowly" not in body:
+            return number < 5
+        going = not self.over.is_set()
+        self.sent += going
+        return going
+
+    def pause(self, body):
+        """Take some time after each chunk."""
+        self.over.wait(0.2) if "slowly" in body else time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def model(platform):
+    """A model whose answers take as long as a test wants."""
+    services = yaml.safe_load((platform.pillar / "services.sls").read_text())["llm"]["services"]
+    model = Model(gateway(platform), services["model-proxy"]["port"])
+    platform.call("llm_mesh.route", "model-proxy", json.dumps([gateway(platform)]))
+    yield model
+    platform.apply("model-proxy.running")
+    model.stop()
+
+
+class Answer(threading.Thread):
+    """
+    A streamed answer that comes slowly to ``client``; ``pieces`` are those that have come.
+    """
+
+    def __init__(self, client):
+        super().__init__()
+        self.client, self.pieces, self.started = client, [], threading.Event()
+
+    def run(self):
+        message = {"role": "user", "content": f"slowly {uuid.uuid4().hex}"}
+        asked = {"model": "tiny", "messages": [message], "stream": True}
+        for event in self.client.chat.completions.create(**asked):
+            self.pieces += [found.delta.content for found in event.choices if found.delta.content]
+            self.started.set()
+
+
+def change(platform, service, **knobs):
+    """Change a service so that each of its containers has to be replaced."""
+    platform.change_service(service, environment={"REPLACED": uuid.uuid4().hex}, **knobs)
+
+
+def replace(platform, service, replicas=1):
+    """Apply a service's state; only its containers are others then, and the old ones parked."""
+    before = platform.containers()
+    old = [platform.container(service, number + 1) for number in range(replicas)]
+    platform.apply(f"{service}.running")
+    after = platform.containers()
+    new = [platform.container(service, number + 1) for number in range(replicas)]
+    assert not set(old) & set(new)
+    untouched = {name: before[name] for name in before if name not in old}
+    assert {name: after[name] for name in after if name not in new} == untouched
+    for name in old:
+        state = "{{.State.Status}} {{.HostConfig.RestartPolicy.Name}}"
+        assert docker("inspect", "-f", state, name) == "exited no"
+
+
+def end_when_left(platform, service, model):
+    """End the slow answer a moment after the running container of ``service`` gets no more."""
+    old = platform.container(service)
+    mark = platform.root / "services" / service / "run" / old / "drained"
+    endpoints = platform.root / "endpoints" / f"{service}.yaml"
+    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    address = f'"{docker("inspect", "-f", form, old)}"'
+
+    def watch():
+        while not (mark.exists() or (service == "head" and address not in endpoints.read_text())):
+            time.sleep(0.1)
+        time.sleep(3)
+        model.over.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.parametrize("service", ["mesh", "ingress", "tail", "head"])
+def test_answer_and_requests_on_the_way_survive(platform, settings, model, service):
+    model.over.clear()
+    model.sent = 0
+    with Load(settings, RATE) as load:
+        load.flow(RATE)
+        answer = Answer(platform.client())
+        answer.start()
+        assert answer.started.wait(60)
+        end_when_left(platform, service, model)
+        change(platform, service)
+        replace(platform, service)
+        answer.join()
+        load.flow(RATE * 2)
+    assert "\n".join(str(outcome) for outcome in load.failures) == ""
+    assert answer.pieces == [f"{number} " for number in range(model.sent)]
+    assert len(answer.pieces) > 15, "it was over before"
+
+
+@pytest.mark.parametrize("service", ["model-proxy", "cache"])
+def test_no_request_fails(platform, settings, service):
+    with Load(settings, RATE) as load:
+        load.flow(RATE)
+        change(platform, service)
+        replace(platform, service)
+        load.flow(RATE * 2)
+    assert "\n".join(str(outcome) for outcome in load.failures) == ""
+
+
+def test_replicas_are_replaced_one_after_another(platform, settings):
+    with Load(settings, RATE) as load:
+        load.flow(RATE)
+        platform.change_service("rate-limiter", replicas=2)
+        platform.apply("rate-limiter.running")
+        change(platform, "rate-limiter")
+        replace(platform, "rate-limiter", replicas=2)
+        platform.change_service("rate-limiter", replicas=1)
+        platform.apply("rate-limiter.running")
+        load.flow(RATE * 2)
+    assert "\n".join(str(outcome) for outcome in load.failures) == ""
+    running = [name for name in platform.containers() if "-rate-limiter-" in name]
+    assert running == [platform.container("rate-limiter")]
