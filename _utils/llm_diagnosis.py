@@ -10,7 +10,7 @@ import llm_size
 from salt.exceptions import CommandExecutionError
 
 KILLED = 137  # exit code of what a signal 9 ended, the kernel's for want of memory among them
-LATE = 0.5  # seconds that the engine may hear of the want of memory after it heard of the death
+LATE = 3  # seconds that the engine may hear of the want of memory after it heard of the death
 # Colours and what else a terminal would obey.
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -99,7 +99,7 @@ def _ran_out_of_memory(engine, container, seconds):
     """Return whether the engine hears within ``seconds`` that memory ran out."""
     deadline = time.monotonic() + seconds
     while not (heard := _events(engine, container, "oom")) and time.monotonic() < deadline:
-        time.sleep(LATE / 10)
+        time.sleep(0.05)
     return bool(heard)
 
 
