@@ -48,6 +48,9 @@ ROLLOUT = {
     "strategy": "start-first",
     "drain_timeout": 5,
     "routed": False,
+    "version": "",  # of the software, for people
+    "when_tight": "refuse",  # where memory does not allow two generations at once
+    "room": None,  # memory for that; nothing when it is of no interest
     "edited": [],  # files that somebody changed on the host, until they are written anew
 }
 HEALTH = {"check": None, "min_healthy": 2, "healthy_deadline": 60}
@@ -124,6 +127,14 @@ def _log(value):
     return {"max_size": _size(log["max_size"]), "max_files": _whole(log["max_files"], 1)}
 
 
+def _room(value):
+    """Return what is left of the host's memory, and what of it other services take by then."""
+    if value is None:
+        return None
+    room = _known(value, {"memory": 0, "taken": {}})
+    return {"memory": _whole(room["memory"]), "taken": _mapping(room["taken"], _whole)}
+
+
 def _health(value):
     health = _known(value, HEALTH)
     seconds = {key: llm_catalogue.duration(health[key]) for key in HEALTH if key != "check"}
@@ -162,6 +173,12 @@ _FIELDS = {
     ),
     "drain_timeout": (llm_catalogue.duration, "a time such as 5s"),
     "routed": (_truth, "true or false"),
+    "version": (lambda value: _if(isinstance(value, str), value), "a version in quotes"),
+    "when_tight": (
+        lambda value: _if(value in ("refuse", "stop-first"), value),
+        "refuse or stop-first",
+    ),
+    "room": (_room, "{memory: bytes, taken: {service: bytes}}, or nothing"),
     "edited": (_texts, "a list of files"),
 }
 
@@ -210,15 +227,16 @@ def canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-_SHOWN = {"memory": llm_size.exact, "image": str, "cpus": "{:g}".format, "pids": str, "gpus": str}
+_SHOWN = {"memory": llm_size.exact, "cpus": "{:g}".format, "pids": str, "gpus": str}
 _SHOWN |= {"user": str, "network": str}
 _ENTRIES = {"files": "file", "secrets": "secret", "environment": "environment"}
 
 
-def causes(old, new):
+def causes(old, new, versions=("", "")):
     """
     Return why a container made of ``old`` is not one made of ``new``, as phrases; both are what
-    `parts` gave. Values of the environment, of files and of secrets are never among them.
+    `parts` gave, and ``versions`` are those of their software. Values of the environment, of files
+    and of secrets are never among them.
     """
     if not old:
         return ["its spec is unknown"]
@@ -227,7 +245,9 @@ def causes(old, new):
         before, after = old.get(key), new.get(key)
         if before == after:
             continue
-        if key in _ENTRIES:
+        if key == "image" and None not in (before, after):
+            found.append(_image_cause(before, after, *versions))
+        elif key in _ENTRIES:
             found += _entry_causes(_ENTRIES[key], before or {}, after or {})
         elif key in _SHOWN and None not in (before, after):
             found.append(f"{key} {_SHOWN[key](before)} → {_SHOWN[key](after)}")
@@ -240,6 +260,13 @@ def causes(old, new):
     if old.get("image_id") != new.get("image_id") and old.get("image") == new.get("image"):
         found.append(f"image {new['image']} was made anew")
     return found
+
+
+def _image_cause(before, after, old, new):
+    """Return how the image differs: by the versions that people know, where they tell it apart."""
+    if old and new and old != new:
+        return f"image {old} → {new}"
+    return f"image {before} → {after}" + (f", both {new}" if new and new == old else "")
 
 
 def _entry_causes(kind, before, after):

@@ -12,6 +12,7 @@ REPLICA = "llm.replica"
 GENERATION = "llm.generation"
 SPEC = "llm.spec"
 PARTS = "llm.parts"
+VERSION = "llm.version"
 
 LIVE = ("running", "restarting", "paused")
 
@@ -38,6 +39,7 @@ class Container:
     started_at: str = ""
     finished_at: str = ""
     restarts: int = 0
+    version: str = ""  # of its software, for people
     edited: list = field(default_factory=list)  # files that changed since it read them
 
     @property
@@ -60,7 +62,8 @@ class Container:
 class World:
     """
     What a plan starts from: our containers, the names of the others, the addresses that are taken
-    on this host, its networks (``None`` while nobody asked), and what image references stand for.
+    on this host, its networks (``None`` while nobody asked), what image references stand for, and
+    how much memory the running containers of each of our services may take.
     """
 
     site: str
@@ -69,6 +72,7 @@ class World:
     addresses: set
     networks: dict | None = None  # name: id
     images: dict = field(default_factory=dict)  # reference: {"id": ..., "create": reference or id}
+    limits: dict = field(default_factory=dict)  # service: bytes
 
 
 def name(site, service, replica, generation):
@@ -103,6 +107,7 @@ def container(inspected):
         started_at=state["StartedAt"],
         finished_at=state["FinishedAt"],
         restarts=inspected["RestartCount"],
+        version=labels.get(VERSION, ""),
     )
 
 
@@ -112,6 +117,20 @@ def address_of(endpoint):
     """
     fixed = (endpoint.get("IPAMConfig") or {}).get("IPv4Address")
     return endpoint.get("IPAddress") or fixed or ""
+
+
+def limits(listed):
+    """
+    Return ``{service: bytes}``: how much memory our live containers among those ``listed`` may
+    take together.
+    """
+    found = {}
+    for each in listed:
+        if each["State"] in LIVE:
+            service = each["Labels"].get(SERVICE, "")
+            memory = json.loads(each["Labels"].get(PARTS, "{}")).get("memory", 0)
+            found[service] = found.get(service, 0) + memory
+    return found
 
 
 def pinned(reference, listed):

@@ -49,6 +49,8 @@ The pillar is sound:
 {{ step(tier | join(' and ') ~ (' is' if tier | length == 1 else ' are') ~ ' healthy', sls, carriers | unique | list) }}
 {%- endfor %}
 
+{{ step('Nothing outside of the catalogue is left', ['outside.absent'], hosts) }}
+
 A client gets a completion:
   llm_completion.answered:
     - order: last
