@@ -172,7 +172,8 @@ def test_a_service_that_is_taken_out_of_the_catalogue(platform, client):
         assert ("spare", "create", "there is none") in _actions(data)
         assert "spare" in _deployed(platform, data)
     shutil.rmtree(folder)
-    volumes = docker("volume", "ls", "-q")
+    listing = ["volume", "ls", "-q", "--filter", f"label=llm.site={platform.name}"]
+    volumes = docker(*listing)
     code, data = _plan(platform)
     assert code == 2, data["problems"]
     assert ("spare", "remove", "it is not wanted") in _actions(data)
@@ -185,7 +186,7 @@ def test_a_service_that_is_taken_out_of_the_catalogue(platform, client):
     assert left == ""
     assert not (platform.root / "services" / "spare").exists()
     assert not (platform.root / "endpoints" / "spare.yaml").exists()
-    assert docker("volume", "ls", "-q") == volumes
+    assert docker(*listing) == volumes
     assert completion(client)
 
 
