@@ -160,7 +160,7 @@ def test_a_service_that_is_taken_out_of_the_catalogue(platform, client):
     found["hosts"]["node1"]["roles"].append("spare")
     spare = {
         "image": "cache", "version": "8.1", "slot": 20, "port": 6399, "user": 10020,
-        "protocol": "tcp", "health": {"tcp": True}, "memory": "32m",
+        "protocol": "tcp", "health": {"container": True}, "memory": "32m",
         "command": ["valkey-server", "--port", "6399", "--protected-mode", "no"],
     }  # fmt: skip
     with (
