@@ -5,13 +5,11 @@ What `salt-run llm.plan` foresees is what a deploy does, and to look changes not
 import contextlib
 import json
 import os
-import shutil
 import signal
 
 import llm_outlook
 import psutil
 import pytest
-import yaml
 
 from tests.support.faults import completion, events_of
 from tests.support.operator import set_secret
@@ -147,47 +145,6 @@ def test_a_replica_more_and_a_live_file_alone(platform):
     assert code == 2, data["problems"]
     assert _actions(data) == {("rate-limiter", "remove", "only 1 wanted")}
     assert _deployed(platform, data) == {"rate-limiter"}
-
-
-def test_a_service_that_is_taken_out_of_the_catalogue(platform, client):
-    folder = platform.folder / "salt" / "spare"
-    folder.mkdir()
-    for truth in ("init", "configured", "running", "healthy", "absent"):
-        text = (platform.folder / f"salt/cache/{truth}.sls").read_text()
-        (folder / f"{truth}.sls").write_text(text.replace("'cache'", "'spare'"))
-    site = platform.pillar / "site.yaml"
-    found = yaml.safe_load(site.read_text())
-    found["hosts"]["node1"]["roles"].append("spare")
-    spare = {
-        "image": "cache", "version": "8.1", "slot": 20, "port": 6399, "user": 10020,
-        "protocol": "tcp", "health": {"container": True}, "memory": "32m",
-        "command": ["valkey-server", "--port", "6399", "--protected-mode", "no"],
-    }  # fmt: skip
-    with (
-        platform.changed(site, yaml.safe_dump(found)),
-        platform.service_changed("spare", **spare),
-    ):
-        code, data = _plan(platform)
-        assert code == 2, data["problems"]
-        assert ("spare", "create", "there is none") in _actions(data)
-        assert "spare" in _deployed(platform, data)
-    shutil.rmtree(folder)
-    listing = ["volume", "ls", "-q", "--filter", f"label=llm.site={platform.name}"]
-    volumes = docker(*listing)
-    code, data = _plan(platform)
-    assert code == 2, data["problems"]
-    assert ("spare", "remove", "it is not wanted") in _actions(data)
-    gone = data["hosts"]["node1"]["services"]["spare"]
-    assert (gone["tier"], gone["traffic"]["effect"]) == (None, "ends")
-    assert data["summary"]["ends"] == ["spare"]
-    assert "spare" in _deployed(platform, data)
-    left = docker("ps", "-aq", "--filter", f"label=llm.site={platform.name}",
-                  "--filter", "label=llm.service=spare")  # fmt: skip
-    assert left == ""
-    assert not (platform.root / "services" / "spare").exists()
-    assert not (platform.root / "endpoints" / "spare.yaml").exists()
-    assert docker(*listing) == volumes
-    assert completion(client)
 
 
 def test_a_world_that_has_moved_since(platform):
