@@ -20,7 +20,7 @@ import llm_execution
 import llm_plan
 import llm_spec
 import llm_world
-from salt.exceptions import SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_container"
 __func_alias__ = {"list_": "list"}  # list is a word of Python's
@@ -36,8 +36,15 @@ def __virtual__():
     return __virtualname__
 
 
-def _engine():
-    return llm_engine.Engine(llm_engine.socket_path(__opts__))
+def _engine(expected=True):
+    """Return the engine; where none need be there and none answers, one that has nothing."""
+    engine = llm_engine.Engine(llm_engine.socket_path(__opts__))
+    if not expected:
+        try:
+            engine.request("GET", "/_ping", timeout=10)
+        except CommandExecutionError:
+            return llm_engine.NoEngine()
+    return engine
 
 
 def _site():
@@ -72,6 +79,38 @@ def list_(service=None, parked=False, parts=False):
     found = [_shown(each, parts) for each in _inspected(engine, wanted)]
     found.sort(key=lambda each: (each["service"], each["replica"], each["generation"]))
     return [each for each in found if parked or not each["parked"]]
+
+
+def services():
+    """
+    Return the names of the services that have containers on this host, running or not.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.services
+
+    Returns a sorted list.
+    """
+    ours, _ = _ours(_listed(_engine(), recent=True))
+    return sorted({each["Labels"].get(llm_world.SERVICE, "") for each in ours} - {""})
+
+
+def digest(plan):
+    """
+    Return what tells ``plan`` from another one, to see later whether it still stands.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.digest "$PLAN"
+
+    plan
+        As `plan` or `removal` returned it.
+    """
+    return llm_plan.digest(plan)
 
 
 def _shown(found, parts):
@@ -182,10 +221,11 @@ def _world(engine, services, references, recent=False):
             reference: {"id": llm_world.pinned(reference, ours), "create": reference}
             for reference in references
         },
+        limits=llm_world.limits(ours),
     )
 
 
-def plan(specs):
+def plan(specs, engine_expected=True):
     """
     Return what has to be done for exactly the containers of ``specs`` to run. Touches nothing.
 
@@ -198,6 +238,9 @@ def plan(specs):
     specs
         A list of mappings, one per replica, with every replica of each service among them. Keys
         and defaults: ``_utils/llm_spec.py``.
+    engine_expected
+        Whether the engine must answer already; else a host without one has no containers. Default:
+        ``True``.
 
     Returns ``{"operations": [...], "changes": {container: [sentence]}, "missing": [sentence],
     "conflicts": [sentence], "notes": [sentence]}`` for `execute`. ``missing`` is what an earlier
@@ -208,7 +251,7 @@ def plan(specs):
     when the engine does not answer.
     """
     wanted = _completed(specs)
-    engine = _engine()
+    engine = _engine(engine_expected)
     services = {spec["service"] for spec in wanted}
     references = {spec["image"] for spec in wanted}
     found = llm_plan.plan(wanted, _world(engine, services, references, recent=True))

@@ -140,6 +140,25 @@ def route(service, addresses, timeout=10):
     return True
 
 
+def close(service):
+    """
+    Send no more requests for ``service`` to this host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_mesh.close head
+
+    service
+        Any name; of one that the catalogue does not know no file is left.
+    """
+    if service in services():
+        route(service, [])
+    else:
+        _path(service).unlink(missing_ok=True)
+
+
 def _text(service, addresses):
     """Return what an Envoy reads of ``service``."""
     found = __salt__["llm_config.service"](service)

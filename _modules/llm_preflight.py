@@ -10,6 +10,8 @@ import re
 import shutil
 
 import llm_engine
+import llm_room
+import llm_world
 import psutil
 from llm_size import rounded as _size
 from salt.exceptions import CommandExecutionError
@@ -46,6 +48,7 @@ def check(engine_expected=True):
     engine, problems = _engine_facts(engine_expected)
     containers = _containers(engine)
     problems += _memory(platform, services, containers)
+    problems += _generations(platform, services, containers)
     problems += _processors(platform, services, engine)
     models, missing = _models(platform, services)
     problems += missing
@@ -108,6 +111,27 @@ def _memory(platform, services, containers):
         stop = "stop what else runs there, or lower limits in pillar/environments"
         return [("memory", f"{_size(memory.available)} available", limits, stop)]
     return []
+
+
+def _generations(platform, services, containers):
+    """What may have no gap needs room for two of it while it is replaced."""
+    site, problems = platform["site"]["name"], []
+    ours = [each for each in containers if (each["Labels"] or {}).get(llm_world.SITE) == site]
+    limits = llm_world.limits(ours)
+    for service in services:
+        may_stop = "stop-first" in (service["strategy"], service["when_tight"])
+        if may_stop or service["name"] not in limits:
+            continue
+        room = __salt__["llm_service.room"](service["name"])
+        lacking = llm_room.lacking({"room": room, "memory": service["memory"]}, limits)
+        if not lacking:  # what it would cost to plan is spared
+            continue
+        plan = __salt__["llm_container.plan"](__salt__["llm_service.specs"](service["name"]))
+        if any(operation.get("tight") for operation in plan["operations"]):
+            found = f"{_size(lacking)} too little"
+            needed = f"room for two generations of {service['name']}"
+            problems.append(("memory", found, needed, llm_room.REMEDY))
+    return problems
 
 
 def _running(platform, service, containers):

@@ -2,9 +2,11 @@
 The containers that the catalogue wants on this host.
 """
 
+import os
 import pathlib
 
 import llm_spec
+from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_service"
 
@@ -44,6 +46,7 @@ def specs(name):
             "min_healthy": service["min_healthy"],
             "healthy_deadline": service["healthy_deadline"],
         },
+        "room": room(name),
         **_network(platform, service),
         **{key: service[key] for key in COPIED},
     }
@@ -66,6 +69,93 @@ def _allowed(specs, refused):
             yield spec
         elif digest := refused["digests"][replica]:
             yield spec | {"pinned": {"digest": digest, "why": refused["why"]}}
+
+
+def room(name):
+    """
+    Return what of this host's memory there is for service ``name`` while it is replaced.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_service.room head
+
+    Returns ``{"memory": bytes that all services together may have, "taken": {service: bytes that
+    those may have which come before it}}``.
+    """
+    platform = __salt__["llm_config.platform"]()
+    carried = __salt__["llm_config.carried"]()
+    before = carried[: carried.index(name)] if name in carried else carried
+    services = [platform["services"][each] for each in before]
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "memory": max(0, whole - platform["preflight"]["memory_reserve"]),
+        "taken": {each["name"]: each["memory"] * each["replicas"] for each in services},
+    }
+
+
+def outside():
+    """
+    Return the names of the services that have containers or files on this host which the catalogue
+    does not want here, sorted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_service.outside
+    """
+    here = set(__salt__["llm_container.services"]())
+    folders = pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"], "services")
+    here |= {path.name for path in folders.glob("[!.]*") if path.is_dir()}
+    return sorted(here.difference(__salt__["llm_config.carried"]()))
+
+
+def withdrawal(name):
+    """
+    Return what `withdraw` would remove, ``{container or folder: [sentence]}``. Touches nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_service.withdrawal head
+
+    name
+        Its name.
+    """
+    changes = __salt__["llm_container.removal"](name)["changes"]
+    folder = __salt__["llm_files.folder"](name)
+    if os.path.isdir(folder):
+        changes = changes | {folder: ["remove: it is not wanted"]}
+    return changes
+
+
+def withdraw(name):
+    """
+    Take service ``name`` off this host: it gets no more requests, its containers and its files are
+    removed. Its volumes stay.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_service.withdraw head
+
+    name
+        Its name.
+
+    Returns what `withdrawal` said before.
+
+    Raises ``CommandExecutionError`` with what could not be removed.
+    """
+    changes, plan = withdrawal(name), __salt__["llm_container.removal"](name)
+    __salt__["llm_mesh.close"](name)
+    if errors := __salt__["llm_container.execute"](plan)["errors"]:
+        raise CommandExecutionError("\n".join(errors))
+    __salt__["llm_files.remove"](name)
+    return changes
 
 
 def status():
@@ -125,6 +215,8 @@ COPIED = (
     "gpus",
     "log",
     "strategy",
+    "when_tight",
+    "version",
     "stop_timeout",
     "drain_timeout",
     "progress_deadline",

@@ -19,6 +19,7 @@ import llm_completion
 import llm_keyring
 import llm_lock
 import llm_outcome
+import llm_outlook
 import llm_problem
 import llm_progress
 import llm_release
@@ -38,6 +39,7 @@ def __virtual__():
     return __virtualname__
 
 
+PATIENCE = 40  # seconds; a plan that fails for want of them would stop a deploy
 SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 LOCKED = 3
 ENDS = {  # of a release, and what the exit code says of it
@@ -84,13 +86,22 @@ def check():
 
     Exit code: 0 sound, 1 mistakes. JSON: ``{"sound": true, "problems": []}``.
     """
-    found = llm_review.problems(
+    return _verdict(_reviewed())
+
+
+def _reviewed():
+    """Return every mistake that stands in ``pillar/``."""
+    return llm_review.problems(
         _pillar_root(),
         salt_root=__opts__["file_roots"]["base"][0],
         keyring=_keyring(),
         compiled=llm_review.compiler(__opts__),
         keys=_keys(),
     )
+
+
+def _verdict(found):
+    """Answer with the mistakes that were ``found``."""
     text = "\n".join([*found, f"{len(found)} mistakes" if found[1:] else "1 mistake"])
     if not found:
         text = "The configuration is sound"
@@ -173,6 +184,61 @@ def status():
         for services in found.values()
     )
     return _answer(found, llm_report.status(found), retcode=0 if well else 1)
+
+
+@_told
+def plan(services=None):
+    """
+    Show what a deploy would do, and why: on every host, for each service and replica, with what
+    clients would notice and how long it may take at most. Touches nothing; a deploy carries out
+    these very plans.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.plan
+        salt-run llm.plan services=head,tail
+        salt-run llm.plan --out=json
+
+    services
+        Names with commas between, or a list. Default: all, and what lies outside of the catalogue.
+
+    Exit code: 0 nothing to do, 2 changes, 1 a mistake in the pillar, a host that did not answer, or
+    something for which the deploy would fail. JSON: ``{"hosts": {host: ...}, "silent": [host],
+    "problems": [sentence], "summary": ...}`` with each host as `llm_change.foreseen` returns it and
+    ``summary`` as `llm_outlook.summary` does; after a mistake in the pillar that of `check`.
+    """
+    if mistakes := _reviewed():
+        return _verdict(mistakes)
+    names, known = llm_outlook.chosen_names(services), _pillar()["services"]
+    for name in names:
+        if name not in known:
+            hint = llm_problem.guess(name, known) or f"there are {', '.join(known)}"
+            raise SaltInvocationError(f'unknown service "{name}"; {hint}')
+    data = _foreseen(names)
+    retcode = 1 if data["problems"] else 2 if data["summary"]["changes"] else 0
+    return _answer(data, llm_report.plan(data), retcode=retcode)
+
+
+def _foreseen(names):
+    """Return what every host foresees of the services called ``names``, and what that comes to."""
+    hosts = list(_pillar()["site"]["hosts"])
+    arguments = {"services": names}
+    there = _refreshed(hosts, timeout=PATIENCE)
+    answers = _answers(there, "llm_change.foreseen", timeout=PATIENCE, **arguments)
+    found = {host: _good(answers.get(host)) for host in hosts}
+    problems = [
+        problem if problem.startswith(f"{host}: ") else f"{host}: {problem}"
+        for host in hosts
+        for problem in (found[host] or {"problems": [_failure(answers.get(host))]})["problems"]
+    ]
+    return {
+        "hosts": {host: each for host, each in found.items() if each},
+        "silent": [host for host in hosts if host not in answers],
+        "problems": problems,
+        "summary": llm_outlook.summary(found),
+    }
 
 
 @_told
@@ -493,27 +559,51 @@ def _base_url(site, host):
     return f"https://{host}:{site['public_port']}/v1"
 
 
-def _refreshed(hosts):
+def _refreshed(hosts, timeout=15):
     """
     Return those of ``hosts`` that answer, and that now know the pillar as it is: a minion keeps
     the one that it started with for all that is no state, new passwords or not.
     """
-    return list(_asked(hosts, "saltutil.refresh_pillar", wait=True))
+    return list(_asked(hosts, "saltutil.refresh_pillar", timeout=timeout, wait=True))
 
 
 def _asked(hosts, function, *arguments, **keywords):
     """Return what ``function`` returned, by host; a host that did not answer is left out."""
+    answers = _answers(hosts, function, *arguments, **keywords)
+    return {host: answer["ret"] for host, answer in answers.items() if _good(answer) is not None}
+
+
+def _answers(hosts, function, *arguments, timeout=15, **keywords):
+    """
+    Return what came of ``function``, by host: ``{"ret": ..., "retcode": ...}``. A host that gives
+    no sign of life for ``timeout`` seconds is left out.
+    """
     if not hosts:
         return {}
     local = salt.client.get_local_client(__opts__["conf_file"])
     answers = local.cmd(
-        hosts, function, arguments, kwarg=keywords, tgt_type="list", timeout=15, full_return=True
+        hosts,
+        function,
+        arguments,
+        kwarg=keywords,
+        tgt_type="list",
+        timeout=timeout,
+        full_return=True,
     )
-    return {
-        host: answer["ret"]
-        for host, answer in answers.items()
-        if answer and answer.get("retcode") == 0
-    }
+    return {host: answer for host, answer in answers.items() if answer}
+
+
+def _good(answer):
+    """Return what a function returned, or ``None`` when it failed or did not answer."""
+    return answer["ret"] if answer and answer.get("retcode") == 0 else None
+
+
+def _failure(answer):
+    """Return why there is nothing of a host."""
+    if not answer:
+        return "no answer"
+    said = str(answer["ret"]).strip()
+    return said.splitlines()[-1] if "Traceback" in said else said
 
 
 def _secret_list(_):

@@ -5,6 +5,8 @@ Containers that run as declared, and no others of their service.
 import llm_engine
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
+MOVED = "The world has moved since the plan; planned again"
+
 __virtualname__ = "llm_container"
 
 
@@ -48,6 +50,9 @@ def running(name, spec=None, containers=None, **keywords):
     A container that is not as declared is replaced, and the reason is among the changes. When the
     new one does not become healthy, the old one serves on and the state fails. A first container
     is not waited for: that is for the states of ``llm_health``.
+
+    Where the pillar has ``llm_announced: {host: {service: digest}}``, as ``llm_change.foreseen``
+    gave them, and the plan is another by now, the comment says so.
     """
     keywords = {key: value for key, value in keywords.items() if not key.startswith("__")}
     return _applied(
@@ -55,6 +60,7 @@ def running(name, spec=None, containers=None, **keywords):
         "llm_container.plan",
         lambda: _specs(name, spec, containers, keywords),
         f"{name} is running",
+        announced=(__pillar__.get("llm_announced") or {}).get(__opts__["id"], {}).get(name),
     )
 
 
@@ -89,32 +95,40 @@ def absent(name, volumes=False):
     )
 
 
-def _applied(name, planner, wanted, comment, **arguments):
-    """Plan, and unless this is a test carry the plan out."""
+def _applied(name, planner, wanted, comment, announced=None, **arguments):
+    """Plan, and unless this is a test carry the plan out; say when another was ``announced``."""
     ret = {"name": name, "result": True, "changes": {}, "comment": comment}
     try:
         plan = __salt__[planner](wanted(), **arguments)
-        if plan["conflicts"]:
-            ret["result"] = False
-            ret["comment"] = "\n".join(plan["conflicts"])
-            return ret
-        ret["comment"] = "\n".join([comment, *plan["notes"]])
-        if not plan["operations"]:
-            return ret
-        if __opts__["test"]:
-            ret["result"] = None
-            ret["changes"] = plan["changes"]
-            ret["comment"] = "\n".join(["Containers would be changed", *plan["missing"]])
-            return ret
-        if plan["missing"]:
-            ret["result"] = False
-            ret["comment"] = "\n".join(plan["missing"])
-            return ret
-        done = __salt__["llm_container.execute"](plan)
-        ret["changes"] = done["changes"]
-        if done["errors"]:
-            ret["result"] = False
-            ret["comment"] = "\n".join(done["errors"])
+        moved = announced and announced != __salt__["llm_container.digest"](plan)
+        _carry_out(plan, ret)
+        if moved:
+            ret["comment"] = f"{ret['comment']}\n{MOVED}"
     except (CommandExecutionError, SaltInvocationError) as err:
         ret |= llm_engine.failure(err, __opts__["test"])
     return ret
+
+
+def _carry_out(plan, ret):
+    """Carry ``plan`` out where it may be; put into ``ret`` what came of it."""
+    if plan["conflicts"]:
+        ret["result"] = False
+        ret["comment"] = "\n".join(plan["conflicts"])
+        return
+    ret["comment"] = "\n".join([ret["comment"], *plan["notes"]])
+    if not plan["operations"]:
+        return
+    if __opts__["test"]:
+        ret["result"] = None
+        ret["changes"] = plan["changes"]
+        ret["comment"] = "\n".join(["Containers would be changed", *plan["missing"]])
+        return
+    if plan["missing"]:
+        ret["result"] = False
+        ret["comment"] = "\n".join(plan["missing"])
+        return
+    done = __salt__["llm_container.execute"](plan)
+    ret["changes"] = done["changes"]
+    if done["errors"]:
+        ret["result"] = False
+        ret["comment"] = "\n".join(done["errors"])

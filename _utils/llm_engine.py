@@ -237,6 +237,36 @@ class Engine:
         self.request("DELETE", f"/volumes/{name}")
 
 
+class NoEngine:
+    """
+    What a host has that has no engine yet, to those who ask what is there: nothing.
+    """
+
+    def containers(self):
+        """
+        Return no container.
+        """
+        return []
+
+    def networks(self):
+        """
+        Return no network.
+        """
+        return []
+
+    def volumes(self):
+        """
+        Return no volume.
+        """
+        return []
+
+    def image(self, reference):
+        """
+        Raise ``NotFound``.
+        """
+        raise NotFound(f"No such image: {reference}", 404)
+
+
 def _message(answer):
     """Return the engine's own words, on one line."""
     try:

@@ -6,9 +6,11 @@ A service has several containers per replica: the one that serves, and the one b
 and without a restart policy ("parked"), so that going back is a start.
 """
 
+import hashlib
 import ipaddress
 from dataclasses import dataclass
 
+import llm_room
 import llm_size
 import llm_spec
 import llm_world
@@ -46,6 +48,14 @@ def plan(specs, world):
     for service in dict.fromkeys(spec["service"] for spec in specs):
         planner.service(service, [spec for spec in specs if spec["service"] == service])
     return planner.result()
+
+
+def digest(plan):
+    """
+    Return what tells one plan from another: a hash of what its operations say, in their order.
+    """
+    words = [[operation["container"], operation["sentence"]] for operation in plan["operations"]]
+    return hashlib.sha256(llm_spec.canonical(words).encode()).hexdigest()[:16]
 
 
 def removal(service, world):
@@ -101,6 +111,7 @@ class _Planner:
     def __init__(self, world):
         self.world = world
         self.addresses = set(world.addresses)
+        self.limits = dict(world.limits)
         self.operations = []
         self.missing = []
         self.conflicts = []
@@ -306,9 +317,10 @@ class _Planner:
             steps = [_step("update", target.id, body=_ALWAYS), _step("start", target.id)]
             steps = self.announced(spec, target, steps, serving)
             self.add("start", target, [_end(target)], steps, starts=spec)
+            self.grow(spec)
         elif old:
             both = f"{self.name(old)} still runs" if target.live else self.again(spec)
-            causes = [both] + llm_spec.causes(old.parts, target.parts) + self.spoilt(old, spec)
+            causes = [both, *self.causes(old, target.parts, spec)]
             start = [
                 _step("update", target.id, body=_ALWAYS),
                 _step("start", target.id, undo=_parking(target.id, spec)),
@@ -376,6 +388,7 @@ class _Planner:
             llm_world.SPEC: llm_spec.digest(parts),
             llm_world.PARTS: llm_spec.canonical(parts),
             llm_world.ROLLOUT: llm_spec.canonical({k: spec[k] for k in llm_spec.REMEMBERED}),
+            llm_world.VERSION: spec["version"],
         }
         folders = llm_spec.folders(spec, new["name"])
         create = _step(
@@ -389,16 +402,19 @@ class _Planner:
             volumes=sorted(spec["volumes"]),
             undo=[_step("remove", new["name"], folders=folders)],
         )
-        # What the old one comes back to, a volume or a port, is free by then.
-        stop = _step("stop", new["name"], seconds=spec["stop_timeout"])
-        undo = [stop] if spec["strategy"] == "stop-first" else []
-        start = [_step("start", new["name"], undo=undo)]
+        start = [_step("start", new["name"])]
         if old:
-            causes = llm_spec.causes(old.parts, parts) + self.spoilt(old, spec)
+            causes = self.causes(old, parts, spec)
             self.replace(spec, new, [create], start, old, causes, serving)
         else:
             steps = self.announced(spec, new, [create, *start], serving)
             self.add("create", new, ["there is none"], steps, starts=spec)
+            self.grow(spec)
+
+    def causes(self, old, parts, spec):
+        """Return why ``old`` is replaced."""
+        versions = (old.version, spec["version"])
+        return llm_spec.causes(old.parts, parts, versions) + self.spoilt(old, spec)
 
     def replace(self, spec, new, create, start, old, causes, serving):
         """Plan that ``new`` takes the place of ``old``, which is parked."""
@@ -413,7 +429,12 @@ class _Planner:
         wait = _step("wait", self.called(new), health=spec["health"], undo=back)
         serving[spec["replica"]] = self.called(new)
         route = self.route(spec, serving)
-        if spec["strategy"] == "stop-first" or not old.live:
+        strategy, tight = self.strategy(spec, old)
+        if strategy == "stop-first" and create:
+            # What the old one comes back to, a volume, a port or memory, is free by then.
+            stop = _step("stop", self.called(new), seconds=seconds)
+            start = [_step("start", self.called(new), undo=[stop])]
+        if strategy == "stop-first" or not old.live:
             # Callers of what is not there are better told so than left waiting for it.
             del serving[spec["replica"]]
             away = [step | {"undo": back} for step in self.route(spec, serving)]
@@ -421,9 +442,28 @@ class _Planner:
         else:
             steps = [*create, *start, wait, *route, *self.drain(spec, old), *park]
         serving[spec["replica"]] = self.called(new)
-        sentence = f"{self.name(old)}: {', '.join(causes)}"
+        sentence = f"{self.name(old)}: {', '.join([*causes, *tight])}"
         self.add("replace", new, causes, steps, sentence, starts=spec)
-        self.operations[-1] |= {"old": self.name(old), "strategy": spec["strategy"]}
+        self.operations[-1] |= {"old": self.name(old), "strategy": strategy, "tight": tight}
+
+    def strategy(self, spec, old):
+        """
+        Return how ``old`` is replaced, and in words where want of memory has a say in it: two
+        generations at once take more than one.
+        """
+        lacking = llm_room.lacking(spec, self.limits)
+        self.grow(spec, without=old.parts.get("memory", 0) if old.live else 0)
+        if spec["strategy"] == "stop-first" or not old.live or not lacking:
+            return spec["strategy"], []
+        if spec["when_tight"] == "refuse":
+            self.conflicts.append(llm_room.refusal(spec, lacking))
+            return "start-first", [llm_room.words(lacking)]
+        return "stop-first", [llm_room.words(lacking)]
+
+    def grow(self, spec, without=0):
+        """Note that a container of ``spec`` runs, and what took ``without`` bytes does no more."""
+        service = spec["service"]
+        self.limits[service] = self.limits.get(service, 0) + spec["memory"] - without
 
     def drain(self, spec, old):
         """Return the step in which ``old``, in whose place others serve, finishes its requests."""

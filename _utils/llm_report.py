@@ -4,6 +4,7 @@ What operators read: tables and lines made of the data that commands return.
 
 import datetime
 import io
+import math
 import re
 import sys
 
@@ -169,6 +170,113 @@ def foreseen(outcome):
         return "\n".join(failures)
     lines = [f"{each.host}: {each.id}: {each.comment}" for each in found if each.changed]
     return "\n".join(lines) or "Nothing to do: all is as declared"
+
+
+def plan(found):
+    """
+    Return the tables of what ``salt-run llm.plan`` has found, one a host, its problems, and one
+    line that sums up.
+    """
+    parts = []
+    for host, foreseen in found["hosts"].items():
+        if rows := [*_preparations(foreseen), *_services(foreseen)]:
+            columns = ["Tier", "Service", "Do", "Why", "Clients notice", ">At most"]
+            parts.append(table(f"[bold]{host}[/]", columns, rows))
+    parts += [f"Problem: {problem}" for problem in found["problems"]]
+    return "\n".join([*parts, outcome(found["summary"], found["problems"])])
+
+
+def _preparations(foreseen):
+    for each in foreseen["preparations"]:
+        why = _plain(", ".join(each["causes"]))
+        yield ["before", f"{each['what']} {_plain(each['name'])}", each["do"], why, "nothing", "-"]
+
+
+def _plain(text):
+    """Return ``text`` as it is to stand in a table."""
+    return text.replace("[", r"\[")
+
+
+ACTION_COLOURS = {"create": "green", "start": "green", "replace": "yellow", "remove": "red"}
+
+
+def _services(foreseen):
+    order = sorted(foreseen["services"].items(), key=lambda pair: pair[1]["tier"] or math.inf)
+    for name, service in order:
+        tier = str(service["tier"] or "outside")
+        notice, seconds = noticed(service["traffic"]), duration(service["seconds"])
+        for action in service["actions"]:
+            if (do := action["action"]) == "none":
+                continue
+            who = f"{name} {action['replica']}"
+            shown = f"[{ACTION_COLOURS.get(do, 'cyan')}]{do}[/]"
+            why = _plain(", ".join(action["causes"]))
+            yield [tier, who, shown, why, notice, seconds]
+            tier = notice = seconds = ""
+        for do, why in _quiet(service):
+            yield [tier, name, do, _plain(why), "nothing", "-"]
+            tier = ""
+
+
+def _quiet(service):
+    """Yield what is done to a service that replaces no container."""
+    if service["live_files"]:
+        yield "write", f"read without a restart: {', '.join(sorted(service['live_files']))}"
+    if service["files"] and all(each["action"] == "none" for each in service["actions"]):
+        yield "write" if service["tier"] else "remove", ", ".join(sorted(service["files"]))
+    if service["certificate"]:
+        yield "renew", f"certificate: {'; '.join(service['certificate'])}"
+    if service["routes"]:
+        yield "route", "requests do not go to the containers that run"
+
+
+def noticed(traffic):
+    """
+    Return in words what clients notice of a change, as `llm_outlook.service` tells it.
+    """
+    return {
+        "none": "nothing",
+        "gap": f"a gap of at most {duration(traffic['seconds'])}",
+        "starts": "serves from then on",
+        "ends": "serves no more",
+    }[traffic["effect"]]
+
+
+def duration(seconds):
+    """
+    Return seconds as ``45 s``, ``6 min`` or ``1 h 5 min``, rounded up.
+    """
+    if seconds <= 90:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def outcome(summary, problems=()):
+    """
+    Return one line on the summary of `llm_outlook.summary`.
+    """
+    if problems:
+        count = f"{len(problems)} problems" if problems[1:] else "1 problem"
+        return f"A deploy would fail, or cannot be foreseen: {count}"
+    if not summary["changes"]:
+        return "Nothing to do"
+    counts = summary["actions"]
+    words = [f"{count} to {do}" for do, count in sorted(counts.items()) if do != "none"]
+    if counts.get("none"):
+        words.append(f"{counts['none']} unchanged")
+    if summary["preparations"]:
+        words.append(f"{summary['preparations']} to prepare first")
+    gaps = [
+        f"{name} has a gap of at most {duration(seconds)}"
+        for name, seconds in summary["gaps"].items()
+    ]
+    gaps += [f"{name} serves no more" for name in summary["ends"]]
+    loss = ", ".join(gaps) or "no request is lost"
+    longest = f"at most {duration(summary['seconds'])}"
+    if summary["unlimited"]:
+        longest += f" and what {summary['unlimited']} downloads or builds take"
+    return "; ".join([", ".join(words), loss, longest])
 
 
 def completion(found):

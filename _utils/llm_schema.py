@@ -213,6 +213,7 @@ class Defaults(Closed):
     pids: Annotated[int, Field(ge=8, le=4194304)]
     read_only: bool
     strategy: Literal["start-first", "stop-first"]
+    when_tight: Literal["refuse", "stop-first"]
     stop_timeout: PositiveDuration
     drain_timeout: Duration
     min_healthy: Duration

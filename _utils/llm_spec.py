@@ -50,6 +50,9 @@ ROLLOUT = {
     "progress_deadline": 180,  # seconds for all replicas together
     "routed": False,
     "keep": 1,  # of those that were replaced, how many are kept for going back
+    "version": "",  # of the software, for people
+    "when_tight": "refuse",  # where memory does not allow two generations at once
+    "room": None,  # memory for that; nothing when it is of no interest
     "edited": [],  # files that are not on the host as they should be, until they are written
     "pinned": None,  # {"digest": of a kept container, "why": ...}: that one serves, not this spec
 }
@@ -136,6 +139,14 @@ def _pinned(value):
     return value and _mapping(_known(value, {"digest": None, "why": None}))
 
 
+def _room(value):
+    """Return what is left of the host's memory, and what of it other services take by then."""
+    if value is None:
+        return None
+    room = _known(value, {"memory": 0, "taken": {}})
+    return {"memory": _whole(room["memory"]), "taken": _mapping(room["taken"], _whole)}
+
+
 def _health(value):
     health = _known(value, HEALTH)
     seconds = {key: llm_catalogue.duration(health[key]) for key in HEALTH if key != "check"}
@@ -176,6 +187,12 @@ _FIELDS = {
     "progress_deadline": (_seconds, "a time such as 180s"),
     "routed": (_truth, "true or false"),
     "keep": (lambda value: _whole(value, 1), "a number from 1 on"),
+    "version": (lambda value: _if(isinstance(value, str), value), "a version in quotes"),
+    "when_tight": (
+        lambda value: _if(value in ("refuse", "stop-first"), value),
+        "refuse or stop-first",
+    ),
+    "room": (_room, "{memory: bytes, taken: {service: bytes}}, or nothing"),
     "edited": (_texts, "a list of files"),
     "pinned": (_pinned, "{digest: of a kept container, why: in words}"),
 }
@@ -249,15 +266,16 @@ def canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-_SHOWN = {"memory": llm_size.exact, "image": str, "cpus": "{:g}".format, "pids": str, "gpus": str}
+_SHOWN = {"memory": llm_size.exact, "cpus": "{:g}".format, "pids": str, "gpus": str}
 _SHOWN |= {"user": str, "network": str}
 _ENTRIES = {"files": "file", "secrets": "secret", "environment": "environment"}
 
 
-def causes(old, new):
+def causes(old, new, versions=("", "")):
     """
     Return why a container made of ``old`` is not one made of ``new``, as phrases; both are what
-    `parts` gave. Values of the environment, of files and of secrets are never among them.
+    `parts` gave, and ``versions`` are those of their software. Values of the environment, of files
+    and of secrets are never among them.
     """
     if not old:
         return ["its spec is unknown"]
@@ -266,7 +284,9 @@ def causes(old, new):
         before, after = old.get(key), new.get(key)
         if before == after:
             continue
-        if key in _ENTRIES:
+        if key == "image" and None not in (before, after):
+            found.append(_image_cause(before, after, *versions))
+        elif key in _ENTRIES:
             found += _entry_causes(_ENTRIES[key], before or {}, after or {})
         elif key in _SHOWN and None not in (before, after):
             found.append(f"{key} {_SHOWN[key](before)} → {_SHOWN[key](after)}")
@@ -279,6 +299,13 @@ def causes(old, new):
     if old.get("image_id") != new.get("image_id") and old.get("image") == new.get("image"):
         found.append(f"image {new['image']} was made anew")
     return found
+
+
+def _image_cause(before, after, old, new):
+    """Return how the image differs: by the versions that people know, where they tell it apart."""
+    if old and new and old != new:
+        return f"image {old} → {new}"
+    return f"image {before} → {after}" + (f", both {new}" if new and new == old else "")
 
 
 def _entry_causes(kind, before, after):

@@ -15,6 +15,7 @@ GENERATION = "llm.generation"
 SPEC = "llm.spec"
 PARTS = "llm.parts"
 ROLLOUT = "llm.rollout"
+VERSION = "llm.version"
 
 LIVE = ("running", "restarting", "paused")
 DRAINED = "drained"  # file in the own folder of an Envoy that was told to be left
@@ -43,6 +44,7 @@ class Container:
     finished_at: str = ""
     restarts: int = 0
     rollout: dict = field(default_factory=dict)  # how it took its place
+    version: str = ""  # of its software, for people
     edited: list = field(default_factory=list)  # files that changed since it read them
     drained: bool = False  # was told since its start to be left
 
@@ -66,7 +68,8 @@ class Container:
 class World:
     """
     What a plan starts from: our containers, the names of the others, the addresses that are taken
-    on this host, its networks (``None`` while nobody asked), and what image references stand for.
+    on this host, its networks (``None`` while nobody asked), what image references stand for, and
+    how much memory the running containers of each of our services may take.
     """
 
     site: str
@@ -75,6 +78,7 @@ class World:
     addresses: set
     networks: dict | None = None  # name: id
     images: dict = field(default_factory=dict)  # reference: {"id": ..., "create": reference or id}
+    limits: dict = field(default_factory=dict)  # service: bytes
 
 
 def site(pillar):
@@ -125,6 +129,7 @@ def container(inspected):
         finished_at=state["FinishedAt"],
         restarts=inspected["RestartCount"],
         rollout=json.loads(labels.get(ROLLOUT, "{}")),
+        version=labels.get(VERSION, ""),
     )
 
 
@@ -134,6 +139,20 @@ def address_of(endpoint):
     """
     fixed = (endpoint.get("IPAMConfig") or {}).get("IPv4Address")
     return endpoint.get("IPAddress") or fixed or ""
+
+
+def limits(listed):
+    """
+    Return ``{service: bytes}``: how much memory our live containers among those ``listed`` may
+    take together.
+    """
+    found = {}
+    for each in listed:
+        if each["State"] in LIVE:
+            service = each["Labels"].get(SERVICE, "")
+            memory = json.loads(each["Labels"].get(PARTS, "{}")).get("memory", 0)
+            found[service] = found.get(service, 0) + memory
+    return found
 
 
 def pinned(reference, listed):

@@ -28,5 +28,6 @@ The pillar is sound:
 {%- endfor %}
 {{ step(tier | join(' and ') ~ (' is' if tier | length == 1 else ' are') ~ ' healthy', sls, carriers | unique | list) }}
 {%- endfor %}
+{{ step('Nothing outside of the catalogue is left', ['outside.absent'], hosts) }}
 {{ ended() }}
 {% endif %}

@@ -28,6 +28,7 @@ llm:
     pids: 256
     read_only: true           # the root file system
     strategy: start-first     # start-first: new beside old; stop-first: for what holds a volume
+    when_tight: refuse        # memory too small for both at once: refuse, or stop-first
     stop_timeout: 10s         # from SIGTERM to SIGKILL
     drain_timeout: 60s        # what the old one has begun may take so long, if it does
     min_healthy: 2s           # healthy without a flip for so long counts as healthy

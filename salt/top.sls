@@ -14,4 +14,5 @@ base:
 {%- endfor %}
 {%- endfor %}
 {%- endfor %}
+    - outside.absent
 {%- endif %}

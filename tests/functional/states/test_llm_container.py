@@ -92,6 +92,29 @@ def test_running_again_is_silent(run, site):
         assert run()["changes"] == {}
 
 
+@pytest.mark.parametrize("when_tight", ["refuse", "stop-first"])
+def test_running_where_memory_does_not_allow_two_generations(run, site, when_tight):
+    apply(run)
+    name, mib = f"{site.name}-web-1-g1", 1024**2
+    keys = {"memory": "48m", "when_tight": when_tight, "stop_timeout": 1}
+    tight = keys | {"room": {"memory": 70 * mib, "taken": {"other": 0}}}
+    with site.silence():
+        foretold = run(test=True, **tight)
+    if when_tight == "refuse":
+        with site.silence():
+            ret = run(**tight)
+        assert ret["result"] is foretold["result"] is False
+        assert "memory lacks 10m for both at once; lower limits" in ret["comment"]
+        assert site.containers() == {name: "running"}
+        tight["room"]["memory"] = 80 * mib
+    ret = apply(run, **tight)
+    (sentence,) = sentences(ret)
+    assert sentence.endswith("memory lacks 10m for both at once") is (when_tight == "stop-first")
+    times = [site.engine.inspect(f"{site.name}-web-1-g{number}")["State"] for number in (1, 2)]
+    first_ended = times[0]["FinishedAt"] < times[1]["StartedAt"]
+    assert first_ended is (when_tight == "stop-first")
+
+
 @pytest.mark.parametrize(
     ("drift", "said"),
     [

@@ -7,7 +7,7 @@ import copy
 import inspect
 import logging
 import os
-from unittest.mock import create_autospec, patch
+from unittest.mock import Mock, create_autospec, patch
 
 import llm_engine
 import llm_execution
@@ -121,6 +121,35 @@ def test_plan_creates_what_is_missing(host):
     assert host.state() == {"llm-head-1-g1": "running"}
     assert host.waited == []
     assert host.plan(HEAD)["operations"] == []
+
+
+def test_plan_without_an_engine_creates_everything(host):
+    host.engine.request = Mock(side_effect=CommandExecutionError("no engine"))
+    host.apply(HEAD)
+    llm_container_module.__context__.clear()
+    plan = llm_container_module.plan([HEAD], engine_expected=False)
+    assert plan["changes"] == {"llm-head-1-g1": ["create: there is none"]}
+    assert plan["missing"] == [
+        "image llm/head:1 is not on this host",
+        "network llm-network does not exist",
+    ]
+
+
+def test_services_are_those_of_all_our_containers(host):
+    host.apply(HEAD)
+    host.engine.kill("llm-head-1-g1")
+    host.engine.create(
+        "foreign", {"Image": IMAGES[0], "Labels": {}, "HostConfig": {"NetworkMode": "bridge"}}
+    )
+    llm_container_module.__context__.clear()
+    assert llm_container_module.services() == ["head"]
+
+
+def test_digest_is_that_of_the_plan(host):
+    first = llm_container_module.digest(host.plan(HEAD))
+    assert first == llm_container_module.digest(host.plan(HEAD))
+    host.apply(HEAD)
+    assert first != llm_container_module.digest(host.plan(HEAD))
 
 
 def test_plan_gives_every_replica_an_address_of_its_block(host):

@@ -56,6 +56,20 @@ def test_route_writes_what_an_envoy_reads(llm_mesh, folder):
     assert llm_mesh.endpoints("model-proxy") == ["172.30.0.64", "172.30.0.65"]
 
 
+def test_close_sends_no_more_requests(llm_mesh):
+    llm_mesh.route("head", ["172.30.0.80"])
+    llm_mesh.close("head")
+    assert llm_mesh.endpoints("head") == []
+
+
+def test_close_leaves_nothing_of_what_the_catalogue_does_not_know(llm_mesh, folder):
+    llm_mesh.route("head", ["172.30.0.80"])
+    (folder / "head.yaml").rename(folder / "old.yaml")
+    llm_mesh.close("old")
+    llm_mesh.close("old")
+    assert list(folder.iterdir()) == []
+
+
 def test_route_changes_nothing_twice(llm_mesh, folder):
     llm_mesh.route("head", ["172.30.0.80"])
     before = (folder / "head.yaml").stat()

@@ -9,7 +9,7 @@ import pytest
 from salt.exceptions import CommandExecutionError
 from salt.utils.state import job_queue_dir, state_queue_dir
 
-from _modules import llm_config, llm_model
+from _modules import llm_config, llm_container, llm_model, llm_service
 from _modules import llm_preflight as llm_preflight_module
 
 GIB = 1 << 30
@@ -73,6 +73,7 @@ def engine(monkeypatch, info, images):
 def host(monkeypatch):
     """What this host has; a test changes it."""
     host = {"memory": Memory(16 * GIB, 12 * GIB), "free": 50 * GIB, "listening": [], "gpus": []}
+    host |= {"room": {}, "plans": {}}
     monkeypatch.setattr(psutil, "virtual_memory", lambda: host["memory"])
     monkeypatch.setattr(psutil, "net_connections", lambda kind: host["listening"])
     module = llm_preflight_module
@@ -91,6 +92,11 @@ def llm_preflight(configure_loader, platform, engine, host):
         "llm_config.carried": create_autospec(llm_config.carried, return_value=CARRIED),
         "llm_model.checksum": create_autospec(llm_model.checksum, return_value=None),
         "llm_model.need": create_autospec(llm_model.need, return_value={"size": 3 * GIB}),
+        "llm_service.room": create_autospec(llm_service.room, side_effect=host["room"].get),
+        "llm_service.specs": create_autospec(llm_service.specs, side_effect=lambda name: [name]),
+        "llm_container.plan": create_autospec(
+            llm_container.plan, side_effect=lambda specs: host["plans"][specs[0]]
+        ),
     }
     return configure_loader(llm_preflight_module, salt=salt)
 
@@ -201,6 +207,46 @@ def test_check_of_the_disk_is_milder_once_images_are_there(
     assert len(llm_preflight.check()) == problems
     images.pop()
     assert len(llm_preflight.check()) == 1
+
+
+def running(service, memory):
+    parts = json.dumps({"memory": memory})
+    found = container(f"llm-{service}-1-g1", service=service)
+    return found | {"Labels": found["Labels"] | {"llm.parts": parts}}
+
+
+REPLACED = {"operations": [{"tight": ["memory lacks 1g for both at once"]}]}
+KEPT = {"operations": []}
+REFUSED = (
+    "node1: memory: found 1g too little, needed room for two generations of head; lower limits in "
+    "pillar/environments, or let it be stopped first (when_tight: stop-first)"
+)
+
+
+@pytest.mark.parametrize(
+    ("plan", "knobs", "memory", "problems"),
+    [
+        pytest.param(REPLACED, {}, 3, [REFUSED], id="replaced"),
+        pytest.param(KEPT, {}, 3, [], id="kept"),
+        pytest.param(REPLACED, {"when_tight": "stop-first"}, 3, [], id="may-be-stopped"),
+        pytest.param(REPLACED, {"strategy": "stop-first"}, 3, [], id="is-stopped"),
+        pytest.param(REPLACED, {}, 4, [], id="room"),
+    ],
+)
+def test_check_of_the_room_for_two_generations(
+    llm_preflight, platform, engine, host, plan, knobs, memory, problems
+):
+    platform["services"]["head"] |= {"memory": GIB} | knobs
+    engine.containers.return_value = [running("head", GIB), running("cache", 2 * GIB)]
+    host["room"] |= {"head": {"memory": memory * GIB, "taken": {}}}
+    host["room"] |= {"cache": {"memory": memory * GIB, "taken": {}}}
+    host["plans"] |= {"head": plan}
+    assert llm_preflight.check() == problems
+
+
+def test_check_asks_for_no_plan_of_what_does_not_run_yet(llm_preflight, host):
+    assert llm_preflight.check() == []
+    assert not llm_preflight.__salt__["llm_container.plan"].called
 
 
 @pytest.fixture

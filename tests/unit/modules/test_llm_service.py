@@ -3,9 +3,13 @@ from unittest.mock import create_autospec
 import llm_catalogue
 import llm_spec
 import pytest
+from salt.exceptions import CommandExecutionError
 
-from _modules import llm_deploy
+from _modules import llm_container, llm_deploy, llm_files, llm_mesh
 from _modules import llm_service as llm_service_module
+
+CARRIED = ["mesh", "ingress", "cache", "model-proxy", "head", "rate-limiter", "tail"]
+MIB = 1024**2
 
 
 @pytest.fixture
@@ -38,6 +42,7 @@ def llm_service(configure_loader, platform, pending, refused):
             "llm_files.digests": digests,
             "llm_files.pending": lambda name: pending,
             "llm_deploy.refused": create_autospec(llm_deploy.refused, side_effect=refused.get),
+            "llm_config.carried": lambda: CARRIED,
         },
     )
 
@@ -144,3 +149,80 @@ def test_status_counts_replicas_and_not_containers(llm_service, platform):
     found = llm_service.status()["head"]
     assert (found["wanted"], found["running"], found["healthy"]) == (2, 1, 1)
     assert (found["memory"], found["since"]) == (2, "2026-01-02")
+
+
+def test_specs_say_how_much_room_there_is(llm_service, platform):
+    (spec,) = llm_service.specs("head")
+    services = platform["services"]
+    assert spec["room"] == llm_service.room("head")
+    assert spec["room"]["taken"] == {
+        name: services[name]["memory"] for name in ("mesh", "ingress", "cache", "model-proxy")
+    }
+    assert (spec["when_tight"], spec["version"]) == ("refuse", services["head"]["version"])
+
+
+def test_room_is_the_memory_of_the_host_without_the_reserve(llm_service, platform, monkeypatch):
+    pages = {"SC_PHYS_PAGES": 1000 * MIB // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(llm_service_module.os, "sysconf", pages.get)
+    platform["services"]["mesh"] |= {"memory": 10 * MIB, "replicas": 2}
+    platform["preflight"]["memory_reserve"] = 100 * MIB
+    assert llm_service.room("ingress") == {"memory": 900 * MIB, "taken": {"mesh": 20 * MIB}}
+    platform["preflight"]["memory_reserve"] = 2000 * MIB
+    assert llm_service.room("mesh") == {"memory": 0, "taken": {}}
+
+
+@pytest.fixture
+def removal(llm_service, platform, tmp_path):
+    """What is on the host, and what is done to it."""
+    platform["site"]["root"] = str(tmp_path)
+    done = {"changes": {}, "errors": []}
+    plan = {"operations": [], "changes": {"llm-old-1-g1": ["remove: it is not wanted"]}}
+    salt = {
+        "llm_container.services": create_autospec(llm_container.services, return_value=["old"]),
+        "llm_container.removal": create_autospec(llm_container.removal, return_value=plan),
+        "llm_container.execute": create_autospec(llm_container.execute, return_value=done),
+        "llm_files.folder": create_autospec(
+            llm_files.folder, side_effect=lambda name: str(tmp_path / "services" / name)
+        ),
+        "llm_files.remove": create_autospec(llm_files.remove),
+        "llm_mesh.close": create_autospec(llm_mesh.close),
+    }
+    llm_service.__salt__.update(salt)
+    return salt
+
+
+def test_outside_is_what_has_containers_or_files_and_is_not_carried(llm_service, removal, tmp_path):
+    removal["llm_container.services"].return_value = ["head", "old"]
+    for name in ("head", "older", ".unfinished-1"):
+        (tmp_path / "services" / name).mkdir(parents=True)
+    assert llm_service.outside() == ["old", "older"]
+
+
+def test_outside_is_what_another_host_carries(llm_service, removal):
+    removal["llm_container.services"].return_value = CARRIED
+    llm_service.__salt__["llm_config.carried"] = lambda: CARRIED[:-1]
+    assert llm_service.outside() == ["tail"]
+
+
+def test_withdraw_removes_containers_and_files(llm_service, removal, tmp_path):
+    folder = tmp_path / "services" / "old"
+    folder.mkdir(parents=True)
+    expected = {
+        "llm-old-1-g1": ["remove: it is not wanted"],
+        str(folder): ["remove: it is not wanted"],
+    }
+    assert llm_service.withdrawal("old") == expected
+    assert not removal["llm_mesh.close"].called
+    assert llm_service.withdraw("old") == expected
+    removal["llm_mesh.close"].assert_called_once_with("old")
+    plan = removal["llm_container.removal"].return_value
+    removal["llm_container.execute"].assert_called_once_with(plan)
+    removal["llm_files.remove"].assert_called_once_with("old")
+
+
+def test_withdraw_keeps_the_files_of_what_is_left(llm_service, removal):
+    done = {"changes": {}, "errors": ["llm-old-1-g1: it does not stop"]}
+    removal["llm_container.execute"].return_value = done
+    with pytest.raises(CommandExecutionError, match="it does not stop"):
+        llm_service.withdraw("old")
+    assert not removal["llm_files.remove"].called

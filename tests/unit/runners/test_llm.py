@@ -61,7 +61,7 @@ def generated(llm, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["check", "secret", "client", "status", "logs"])
+@pytest.mark.parametrize("command", ["check", "secret", "client", "status", "plan", "logs"])
 def test_commands_keep_their_arguments_for_salt(command):
     function = getattr(llm_runner, command)
     assert salt.utils.args.get_function_argspec(function).args == list(
@@ -235,3 +235,94 @@ def test_status_asks_the_hosts_that_answer_once_they_know_the_pillar(
     ]
     assert "node1   no answer" in capsys.readouterr().out
     assert context["retcode"] == 1
+
+
+SERVICE = {
+    "tier": 1,
+    "actions": [{"action": "none", "replica": 1, "container": "c", "causes": []}],
+    "traffic": {"effect": "none", "seconds": 0},
+    "seconds": 0,
+    "files": {},
+    "live_files": {},
+    "certificate": [],
+    "routes": False,
+    "digest": "d",
+}
+SAME = {"preparations": [], "services": {"head": SERVICE}, "problems": []}
+OTHER = SAME | {"services": {"head": SERVICE | {"live_files": {"a.yaml": "change"}}}}
+UNABLE = SAME | {"problems": ["node1: memory: found 1g", "no engine"]}
+FAILED = "The minion function caused an exception: Traceback\n  line\nValueError: odd"
+
+
+@pytest.fixture
+def answers(monkeypatch, llm):
+    """A function that sets what comes of asking the hosts; it returns the mock."""
+
+    def set_answers(answer):
+        found = {} if answer is None else {"node1": answer}
+        refreshed = {"node1": {"ret": True, "retcode": 0}}
+        mock = create_autospec(llm_runner._answers, side_effect=[refreshed, found])
+        monkeypatch.setattr(llm_runner, "_answers", mock)
+        monkeypatch.setattr(llm_runner, "_reviewed", list)
+        return mock
+
+    return set_answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "problems", "silent"),
+    [
+        ({"ret": SAME, "retcode": 0}, 0, [], []),
+        ({"ret": OTHER, "retcode": 0}, 2, [], []),
+        (
+            {"ret": UNABLE, "retcode": 0},
+            1,
+            ["node1: memory: found 1g", "node1: no engine"],
+            [],
+        ),
+        (None, 1, ["node1: no answer"], ["node1"]),
+        ({"ret": FAILED, "retcode": 1}, 1, ["node1: ValueError: odd"], []),
+        (
+            {"ret": "'llm_change.foreseen' is not available.", "retcode": 254},
+            1,
+            ["node1: 'llm_change.foreseen' is not available."],
+            [],
+        ),
+    ],
+    ids=["nothing", "changes", "would-fail", "silent", "exception", "old-code"],
+)
+@pytest.mark.usefixtures("as_json")
+def test_plan_ends_with_a_code(llm, answers, capsys, context, answer, code, problems, silent):
+    asked = answers(answer)
+    llm.plan("head,tail")
+    data = json.loads(capsys.readouterr().out)
+    assert context["retcode"] == code
+    assert data["problems"] == problems
+    assert data["silent"] == silent
+    assert data["summary"]["changes"] is (code == 2)
+    assert asked.call_args.args == (["node1"], "llm_change.foreseen")
+    assert asked.call_args.kwargs["services"] == ["head", "tail"]
+
+
+def test_plan_for_people(llm, answers, capsys):
+    answers({"ret": SAME, "retcode": 0})
+    llm.plan()
+    assert capsys.readouterr().out == "Nothing to do\n"
+
+
+def test_plan_of_a_service_that_nobody_knows(llm, answers, capsys, context):
+    answers(None)
+    llm.plan("haed")
+    assert capsys.readouterr().out == 'unknown service "haed"; did you mean "head"?\n'
+    assert context["retcode"] == 1
+
+
+def test_plan_of_a_pillar_with_mistakes_is_what_check_says(llm, capsys, pillar_root, event):
+    path = pillar_root / "site.yaml"
+    path.write_text(path.read_text().replace("public_port: 8443", "public_port: 84430"))
+    planned = llm.plan()
+    shown = capsys.readouterr().out
+    event.print_func = print
+    assert llm.check() == planned
+    assert capsys.readouterr().out == shown
+    assert planned["retcode"] == 1

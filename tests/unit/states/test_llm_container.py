@@ -12,7 +12,8 @@ CHANGES = {"llm-head-1-g1": ["create: there is none"]}
 NOTHING = {"operations": [], "changes": {}, "missing": [], "conflicts": [], "notes": []}
 PLAN = NOTHING | {"operations": [{"do": "create"}], "changes": CHANGES}
 DONE = {"changes": CHANGES, "errors": []}
-FUNCTIONS = ("plan", "removal", "execute")
+FUNCTIONS = ("plan", "removal", "execute", "digest")
+MOVED = "The world has moved since the plan; planned again"
 
 
 @pytest.fixture
@@ -86,6 +87,30 @@ def test_running_with_a_conflict(llm_container, plan, execute):
         "comment": "Container x is not ours",
     }
     assert not execute.called
+
+
+@pytest.mark.parametrize(
+    ("announced", "moved"),
+    [
+        ({}, False),
+        ({"node1": {"tail": "other"}}, False),
+        ({"node1": {"head": "now"}}, False),
+        ({"node2": {"head": "other"}}, False),
+        ({"node1": {"head": "other"}}, True),
+    ],
+)
+@pytest.mark.parametrize("found", [NOTHING, PLAN, PLAN | {"conflicts": ["x is not ours"]}])
+def test_running_says_when_the_plan_is_not_the_announced_one(
+    llm_container, plan, execute, testmode, found, announced, moved
+):
+    """It acts on the plan that it made itself, whatever was announced."""
+    llm_container.__pillar__["llm_announced"] = announced
+    llm_container.__salt__["llm_container.digest"].return_value = "now"
+    plan.return_value = found
+    execute.return_value = DONE
+    ret = llm_container.running("head")
+    assert ret["comment"].endswith(f"\n{MOVED}") is moved
+    assert execute.called is (found is PLAN and not testmode)
 
 
 @pytest.mark.parametrize("error", [CommandExecutionError, SaltInvocationError])

@@ -51,6 +51,10 @@ def test_completed_fills_in_defaults_in_canonical_form():
         ("health", {"port": 80}, "health: expected"),
         ("stop_timeout", "soon", "stop_timeout: expected a time"),
         ("log", {"max_size": "10m", "files": 1}, "log: expected"),
+        ("when_tight", "hope", "when_tight: expected refuse or stop-first"),
+        ("version", 1.10, "version: expected a version in quotes"),
+        ("room", {"memory": "1g"}, "room: expected {memory: bytes"),
+        ("room", {"taken": {"head": -1}}, "room: expected {memory: bytes"),
     ],
 )
 def test_completed_refuses(key, value, said):
@@ -109,6 +113,9 @@ def test_digest_does_not_depend_on_how_it_is_rolled_out(key):
         "keep": 3,
         "edited": ["config.yaml"],
         "pinned": {"digest": "v1:0", "why": "so it is"},
+        "version": "2",
+        "when_tight": "stop-first",
+        "room": {"memory": 1, "taken": {"cache": 1}},
         "replica": 2,
     }
     assert llm_spec.digest(parts(**{key: other[key]})) == llm_spec.digest(parts())
@@ -143,6 +150,20 @@ def test_digest_does_not_depend_on_how_it_is_rolled_out(key):
 )
 def test_causes(before, after, said):
     assert llm_spec.causes(parts(**before), parts(**after)) == said
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        (("1.2", "1.3"), "image 1.2 → 1.3"),
+        (("1.2", "1.2"), "image llm/head:1 → llm/head:2, both 1.2"),
+        (("", "1.3"), "image llm/head:1 → llm/head:2"),
+        (("1.2", ""), "image llm/head:1 → llm/head:2"),
+    ],
+)
+def test_causes_of_another_image_name_the_versions_that_people_know(versions, said):
+    before, after = parts(image="llm/head:1"), parts(image="llm/head:2")
+    assert llm_spec.causes(before, after, versions) == [said]
 
 
 def test_causes_of_an_image_made_anew():

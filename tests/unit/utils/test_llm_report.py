@@ -1,0 +1,116 @@
+import llm_report
+import pytest
+
+QUIET = {"files": {}, "live_files": {}, "certificate": [], "routes": False}
+NONE = {"effect": "none", "seconds": 0}
+SUMMARY = {
+    "changes": True,
+    "actions": {"replace": 3, "create": 1, "none": 12},
+    "preparations": 0,
+    "unlimited": 0,
+    "gaps": {},
+    "ends": [],
+    "seconds": 330,
+}
+
+
+def action(do, *causes, replica=1):
+    return {"action": do, "replica": replica, "container": "c", "causes": list(causes)}
+
+
+def service(tier, *actions, traffic=NONE, seconds=0, **more):
+    found = {"tier": tier, "actions": list(actions), "traffic": traffic, "seconds": seconds}
+    return QUIET | found | more
+
+
+@pytest.fixture
+def found():
+    """What `salt-run llm.plan` has found."""
+    image = {"what": "image", "name": "head 1.3", "do": "build", "causes": ["for head"]}
+    services = {
+        "old": service(None, action("remove", "it is not wanted"), files={"/x/old": "remove"}),
+        "head": service(3, action("replace", "image 1.2 → 1.3"), action("none", replica=2),
+                        seconds=200),
+        "cache": service(2, action("replace", "memory [1g] → 2g"), seconds=70,
+                         traffic={"effect": "gap", "seconds": 70}),
+        "tail": service(4, action("none"), live_files={"a.yaml": "change"}, routes=True,
+                        certificate=["it runs out in 3 days"], files={"b.yaml": "create"}),
+    }  # fmt: skip
+    host = {"preparations": [image], "services": services, "problems": []}
+    return {"hosts": {"node1": host}, "silent": [], "problems": [], "summary": SUMMARY}
+
+
+def test_plan_shows_hosts_and_tiers_in_their_order(found):
+    lines = [" ".join(line.split()) for line in llm_report.plan(found).splitlines()]
+    assert lines[0] == "node1"
+    assert lines[4:-1] == [
+        "before image head 1.3 build for head nothing -",
+        "2 cache 1 replace memory [1g] → 2g a gap of at most 70 s 70 s",
+        "3 head 1 replace image 1.2 → 1.3 nothing 4 min",
+        "4 tail write read without a restart: a.yaml nothing -",
+        "tail write b.yaml nothing -",
+        "tail renew certificate: it runs out in 3 days nothing -",
+        "tail route requests do not go to the containers that run nothing -",
+        "outside old 1 remove it is not wanted nothing 0 s",
+    ]
+    assert lines[-1] == "1 to create, 3 to replace, 12 unchanged; no request is lost; at most 6 min"
+
+
+def test_plan_shows_the_files_of_a_service_that_is_gone(found):
+    found["hosts"]["node1"]["services"] = {"old": service(None, files={"/x/old": "remove"})}
+    assert "outside old remove /x/old" in " ".join(llm_report.plan(found).split())
+
+
+def test_plan_of_nothing_to_do(found):
+    found["hosts"]["node1"] = {"preparations": [], "services": {}, "problems": []}
+    found["summary"] = SUMMARY | {"changes": False}
+    assert llm_report.plan(found) == "Nothing to do"
+
+
+def test_plan_with_problems(found):
+    found["hosts"] = {}
+    found["problems"] = ["node1: no answer"]
+    assert llm_report.plan(found) == (
+        "Problem: node1: no answer\nA deploy would fail, or cannot be foreseen: 1 problem"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"gaps": {"cache": 70}}, "; cache has a gap of at most 70 s; "),
+        ({"ends": ["old"]}, "; old serves no more; "),
+        ({"preparations": 2, "unlimited": 2}, ", 2 to prepare first; "),
+        ({"unlimited": 2}, "at most 6 min and what 2 downloads or builds take"),
+    ],
+)
+def test_outcome(changed, words):
+    assert words in llm_report.outcome(SUMMARY | changed)
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        ("none", "nothing"),
+        ("gap", "a gap of at most 12 s"),
+        ("starts", "serves from then on"),
+        ("ends", "serves no more"),
+    ],
+)
+def test_noticed(effect, words):
+    assert llm_report.noticed({"effect": effect, "seconds": 12}) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (44.2, "45 s"),
+        (90, "90 s"),
+        (91, "2 min"),
+        (3540, "59 min"),
+        (3901, "1 h 6 min"),
+    ],
+)
+def test_duration(seconds, words):
+    assert llm_report.duration(seconds) == words
