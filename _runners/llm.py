@@ -462,19 +462,22 @@ def unlock(force=False):
 
 def _release(orchestration, wait, test, **pillar):
     """Make a release by an orchestration; return the answer of the command."""
+    shown = functools.partial(
+        _answer, event=__jid_event__
+    )  # the orchestration's runners replace it
     try:
         number = _free(wait).next()
         outcome = _orchestrated(orchestration, number, test, pillar)
     except llm_lock.Locked as err:
-        return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+        return shown({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
     if test:
-        return _answer(outcome, llm_report.foreseen(outcome), retcode=outcome.get("retcode", 0))
+        return shown(outcome, llm_report.foreseen(outcome), retcode=outcome.get("retcode", 0))
     record = _releases().read(number)
     if record:
-        return _answer(record, llm_report.ended(record), retcode=ENDS[record["result"]])
+        return shown(record, llm_report.ended(record), retcode=ENDS[record["result"]])
     failures = llm_outcome.failures(llm_outcome.found(outcome))
     text = "\n".join(failures) or "Nothing to do: all is as declared"
-    return _answer({"error": text} if failures else {}, text, retcode=1 if failures else 0)
+    return shown({"error": text} if failures else {}, text, retcode=1 if failures else 0)
 
 
 def _free(wait):
@@ -681,7 +684,7 @@ def _pillar():
     return pillar | {"services": merged}
 
 
-def _answer(data, text, retcode=0, private=False):
+def _answer(data, text, retcode=0, private=False, event=None):
     """
     Show the answer of a command, once, and return what the master may keep of it.
 
@@ -693,10 +696,13 @@ def _answer(data, text, retcode=0, private=False):
         The exit code of ``salt-run``, and what makes a step of an orchestration fail.
     private
         The answer holds a secret: neither job cache nor event bus may have it.
+    event
+        The job's own. Default: that of the last job of this process.
     """
     __context__["retcode"] = retcode
-    if __jid_event__.print_func:  # else an orchestration asks, which shows the answer itself
-        __jid_event__.print_func = None
+    event = __jid_event__ if event is None else event
+    if event.print_func:  # else an orchestration asks, which shows the answer itself
+        event.print_func = None
         structured = __opts__.get("output") not in (None, "", "nested", "txt")
         shown = data if structured else text
         salt.output.display_output(shown, None if structured else "txt", __opts__)
