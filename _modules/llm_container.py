@@ -9,6 +9,7 @@ one before the current is kept, stopped, so that going back is a start.
 import concurrent.futures
 import dataclasses
 import datetime
+import json
 import os
 import pathlib
 import re
@@ -20,7 +21,7 @@ import llm_execution
 import llm_plan
 import llm_spec
 import llm_world
-from salt.exceptions import SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_container"
 __func_alias__ = {"list_": "list"}  # list is a word of Python's
@@ -61,8 +62,9 @@ def list_(service=None, parked=False):
         With those that were replaced and are kept for going back. Default: ``False``.
 
     Returns a list of mappings with ``name``, ``id``, ``service``, ``replica``, ``generation``,
-    ``image``, ``image_id``, ``state``, ``address``, ``started_at``, ``restarts``, ``exit_code``,
-    ``out_of_memory``, ``memory`` (bytes), ``cpus``, ``spec`` (hash) and ``parked``.
+    ``version`` (``None`` where unknown), ``image``, ``image_id``, ``state``, ``address``,
+    ``started_at``, ``restarts``, ``exit_code``, ``out_of_memory``, ``memory`` (bytes), ``cpus``,
+    ``spec`` (hash) and ``parked``.
     """
     engine = _engine()
     listed, _ = _ours(engine.containers())
@@ -78,6 +80,7 @@ def _shown(found):
     kept += ("restarts", "exit_code", "out_of_memory", "spec")
     return {key: getattr(found, key) for key in kept} | {
         "image": found.parts.get("image"),
+        "version": found.rollout.get("version"),
         "address": network.get("address", ""),
         "memory": found.host["Memory"],
         "cpus": found.host["NanoCpus"] / 1e9,
@@ -301,9 +304,30 @@ def execute(plan):
     went wrong.
     """
     try:
-        return llm_execution.Execution(_engine(), _wait, _route).carry_out(plan["operations"])
+        done = llm_execution.Execution(_engine(), _wait, _route).carry_out(plan["operations"])
     finally:
         __context__.pop(LISTED, None)
+    services = {operation["service"] for operation in plan["operations"]}
+    return done | {"errors": done["errors"] + _clear_configuration(services)}
+
+
+def _clear_configuration(services):
+    """
+    Remove the configuration, with older secrets in it, that no container of ``services`` mounts
+    any more; return what went wrong. Containers that are in no catalogue have none.
+    """
+    services = services & ((__pillar__.get("llm") or {}).get("services") or {}).keys()
+    if not services:
+        return []
+    try:
+        ours, _ = _ours(_engine().containers())
+        parts = [json.loads(each["Labels"].get(llm_world.PARTS, "{}")) for each in ours]
+        mounted = {mount["source"] for found in parts for mount in found.get("mounts", ())}
+        for service in sorted(services):
+            __salt__["llm_files.clear"](service, mounted)
+    except CommandExecutionError as err:
+        return [str(err)]
+    return []
 
 
 def _wait(container, check, **seconds):
@@ -315,7 +339,7 @@ def _route(service, addresses):
     __salt__["llm_mesh.route"](service, addresses)
 
 
-def logs(service, lines=50, errors=False, since=None):
+def logs(service, lines=50, errors=False, since=None, times=False):
     """
     Return what the containers of ``service`` wrote last, without secrets.
 
@@ -333,6 +357,8 @@ def logs(service, lines=50, errors=False, since=None):
         Only those among them that speak of an error. Default: ``False``.
     since
         Only those written after this Unix time. Default: any.
+    times
+        Each after the time at which it was written, as the engine has it. Default: ``False``.
 
     Returns ``{container: [line]}``.
     """
@@ -341,7 +367,7 @@ def logs(service, lines=50, errors=False, since=None):
     values = [llm_catalogue.secret(secrets, name) for name in llm_catalogue.secret_names(secrets)]
     found = {}
     for each in list_(service):
-        text = "\n".join(engine.logs(each["id"], lines, since))
+        text = "\n".join(engine.logs(each["id"], lines, since, times))
         read = __salt__["llm_health.redacted"](text, values).splitlines()
         found[each["name"]] = [line for line in read if not errors or _ERROR.search(line)]
     return found

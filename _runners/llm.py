@@ -23,7 +23,7 @@ import llm_secret
 import llm_source
 import salt.client
 import salt.output
-from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltClientError, SaltInvocationError
 
 __virtualname__ = "llm"
 
@@ -35,6 +35,7 @@ def __virtual__():
 SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 MISTAKES = (
     CommandExecutionError,
+    SaltClientError,
     SaltInvocationError,
     llm_keyring.KeyringError,
     llm_secret.SecretError,
@@ -230,11 +231,14 @@ def verify(model=None, client="default"):
 
 def _follow(hosts, service, arguments):
     """Print what is new in the logs until Ctrl-C, which Salt turns into ``SystemExit``."""
+    arguments, shown = arguments | {"times": True}, {}
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         while True:
             asked = time.time()
             answers = _asked(hosts, "llm_container.logs", service, **arguments)
             found = {name: said for answer in answers.values() for name, said in answer.items()}
+            # What was written between `asked` and the answer comes a second time.
+            found = {name: llm_report.unseen(name, said, shown) for name, said in found.items()}
             if lines := llm_report.log(found):
                 print(*lines, sep="\n", flush=True)
             time.sleep(1)

@@ -48,11 +48,12 @@ ROLLOUT = {
     "strategy": "start-first",
     "drain_timeout": 5,
     "routed": False,
+    "version": None,  # of the software, for people
     "keep": 1,  # of those that were replaced, how many are kept for going back
     "edited": [],  # files that somebody changed on the host, until they are written anew
     "pinned": None,  # {"digest": of a kept container, "why": ...}: that one serves, not this spec
 }
-REMEMBERED = ("health", "strategy", "drain_timeout", "routed")  # what a container keeps of these
+REMEMBERED = ("version", "health", "strategy", "drain_timeout", "routed")  # what a container keeps
 HEALTH = {"check": None, "min_healthy": 2, "healthy_deadline": 60}
 DEFAULTS = {"service": None, "replica": 1, **CONTAINER, **ROLLOUT}
 
@@ -169,6 +170,7 @@ _FIELDS = {
     ),
     "drain_timeout": (llm_catalogue.duration, "a time such as 5s"),
     "routed": (_truth, "true or false"),
+    "version": (lambda value: _text(value) if value else None, 'a text in quotes, such as "1.10"'),
     "keep": (lambda value: _whole(value, 1), "a number from 1 on"),
     "edited": (_texts, "a list of files"),
     "pinned": (_pinned, "{digest: of a kept container, why: in words}"),

@@ -1,5 +1,9 @@
+from unittest.mock import create_autospec, patch
+
+import llm_spec
 import pytest
 
+from _modules import llm_config, llm_container, llm_health
 from _modules import llm_service as llm_service_module
 
 
@@ -83,3 +87,38 @@ def test_the_mesh_bears_the_names_of_all_services(llm_service, platform):
 def test_the_ingress_is_on_the_network_of_its_host(llm_service):
     (ingress,) = llm_service.specs("ingress")
     assert (ingress["network"], ingress["addresses"], ingress["aliases"]) == ("host", None, [])
+
+
+def _container(version, state="running"):
+    found = {"name": f"llm-head-{version}", "version": version, "state": state, "restarts": 0}
+    return found | {"image": "llm/head:1", "started_at": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("containers", "version"),
+    [
+        ([], None),
+        ([_container(None)], None),  # made before versions were noted
+        ([_container("1.0")], "1.0"),
+        ([_container("1.0", "exited")], None),
+        ([_container("2.0"), _container("1.0"), _container("2.0")], "1.0, 2.0"),
+    ],
+)
+def test_status_shows_the_version_that_runs(llm_service, platform, containers, version):
+    platform["services"]["head"]["version"] = "3.0"
+    answers = {
+        "llm_container.stats": create_autospec(llm_container.stats, return_value={}),
+        "llm_container.list": create_autospec(llm_container.list_, return_value=containers),
+        "llm_health.ask": create_autospec(llm_health.ask, return_value={}),
+        "llm_config.carried": create_autospec(llm_config.carried, return_value=["head"]),
+    }
+    with patch.dict(llm_service.__salt__, answers):
+        assert llm_service.status()["head"]["version"] == version
+
+
+def test_a_version_is_no_part_of_what_makes_a_container(llm_service, platform):
+    before = llm_service.specs("head")[0]
+    platform["services"]["head"]["version"] = "3.0"
+    after = llm_service.specs("head")[0]
+    assert after["version"] == "3.0"
+    assert llm_spec.wish(llm_spec.completed(before)) == llm_spec.wish(llm_spec.completed(after))

@@ -108,6 +108,7 @@ def test_digest_does_not_depend_on_how_it_is_rolled_out(key):
         "keep": 3,
         "edited": ["config.yaml"],
         "pinned": {"digest": "v1:0", "why": "so it is"},
+        "version": "1.10",
         "replica": 2,
     }
     assert llm_spec.digest(parts(**{key: other[key]})) == llm_spec.digest(parts())
