@@ -123,6 +123,21 @@ def route(service, addresses, timeout=10):
 
 def _write(service, addresses):
     """Move the endpoint file of ``service`` into place."""
+    text = _text(service, addresses)
+    path = _path(service)
+    new = path.with_name(f".{service}.new")
+    try:
+        _make_folder(path.parent)
+        new.unlink(missing_ok=True)
+        new.write_text(text)
+        new.chmod(0o444)
+        new.replace(path)
+    except OSError as err:
+        raise CommandExecutionError(f"{path}: {err.strerror}") from err
+
+
+def _text(service, addresses):
+    """Return what the endpoint file of ``service`` says when it is at ``addresses``."""
     found = __salt__["llm_config.service"](service)
     health = {"port_value": found["health"]["port"]} if found["health"].get("port") else {}
     entries = [
@@ -137,14 +152,7 @@ def _write(service, addresses):
     groups = [{"lb_endpoints": entries}] if entries else []
     resource = {"@type": ASSIGNMENT, "cluster_name": service, "endpoints": groups}
     version = hashlib.sha256(json.dumps(resource).encode()).hexdigest()[:12]
-    text = json.dumps({"version_info": version, "resources": [resource]}, indent=1) + "\n"
-    path = _path(service)
-    _make_folder(path.parent)
-    new = path.with_name(f".{service}.new")
-    new.unlink(missing_ok=True)
-    new.write_text(text)
-    new.chmod(0o444)
-    new.replace(path)
+    return json.dumps({"version_info": version, "resources": [resource]}, indent=1) + "\n"
 
 
 def _make_folder(folder):
