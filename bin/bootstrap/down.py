@@ -37,7 +37,8 @@ def stop_platform(progress, installation):
         env = variables.installation(installation)
         log = installation.log / "down"
         if run(progress, argv, log, "orch.teardown", env=env, check=False):
-            progress.say(f"      orch.teardown failed; the engine stops what is left. Log: {log}")
+            progress.say("orch.teardown failed: the engine stops what is left", indent=6)
+            progress.say(f"Log: {log}", indent=6)
     left = containers(installation) if answers else []
     for container in left:
         name = container["Names"][0].lstrip("/")
