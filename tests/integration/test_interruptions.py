@@ -60,6 +60,16 @@ def _nothing_is_left_over(platform):
     assert not list(platform.root.rglob(".*.new"))
     folders = platform.root.glob("services/*/run/*")
     assert {folder.name for folder in folders} <= found.keys()
+    configured = platform.root.glob("services/*/config/*")
+    assert {str(folder) for folder in configured} == _mounted(found, platform)
+
+
+def _mounted(containers, platform):
+    """Return the folders with configuration that ``containers`` mount, running or parked."""
+    mounts = [each["Mounts"] for each in json.loads(docker("inspect", *containers))]
+    sources = {mount.get("Source", "") for found in mounts for mount in found}
+    place = f"{platform.root}/services/"
+    return {path for path in sources if path.startswith(place) and "/config/" in path}
 
 
 def _started(platform, program, *arguments):
