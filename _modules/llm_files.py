@@ -297,11 +297,14 @@ def clear(name, mounted):
         The folders that its containers mount.
     """
     folders = list(_root(name).glob("config/*"))
-    if folders:
-        needed = {*mounted, digests(name)["directory"]}
-        for path in folders:
-            if str(path) not in needed:
-                shutil.rmtree(path, ignore_errors=True)
+    if not folders:
+        return
+    needed = set(mounted)
+    if name in __salt__["llm_config.carried"]():  # else this host may lack its secrets
+        needed.add(digests(name)["directory"])
+    for path in folders:
+        if str(path) not in needed:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def removable(name):

@@ -28,7 +28,13 @@ def secrets():
 
 
 @pytest.fixture
-def llm_files(configure_loader, platform, templates, secrets, tmp_path, monkeypatch):
+def carried():
+    """The services that this host carries."""
+    return ["head"]
+
+
+@pytest.fixture
+def llm_files(configure_loader, platform, templates, secrets, carried, tmp_path, monkeypatch):
     platform["site"]["root"] = str(tmp_path / "root")
     platform["services"]["head"] |= {
         "files": ["config.yaml"],
@@ -48,6 +54,7 @@ def llm_files(configure_loader, platform, templates, secrets, tmp_path, monkeypa
             "llm_config.platform": lambda: platform,
             "llm_config.service": lambda name: platform["services"][name],
             "llm_config.secret": lambda name: secrets[name],
+            "llm_config.carried": lambda: carried,
         },
     )
 
@@ -172,6 +179,15 @@ def test_clear_removes_what_neither_the_wish_nor_a_container_needs(llm_files, se
     config = pathlib.Path(llm_files.folder("head"), "config")
     assert {str(path) for path in config.iterdir()} == set(folders[1:])
     assert llm_files.pending("head") == {}
+
+
+def test_clear_on_a_host_that_carries_the_service_no_more(llm_files, secrets, carried):
+    llm_files.write("head")
+    carried.clear()
+    secrets.clear()
+    _afresh(llm_files)
+    llm_files.clear("head", [])
+    assert not list(pathlib.Path(llm_files.folder("head"), "config").iterdir())
 
 
 def test_clear_where_there_is_nothing(llm_files):
