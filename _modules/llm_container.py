@@ -307,27 +307,34 @@ def execute(plan):
         done = llm_execution.Execution(_engine(), _wait, _route).carry_out(plan["operations"])
     finally:
         __context__.pop(LISTED, None)
-    services = {operation["service"] for operation in plan["operations"]}
-    return done | {"errors": done["errors"] + _clear_configuration(services)}
-
-
-def _clear_configuration(services):
-    """
-    Remove the configuration, with older secrets in it, that no container of ``services`` mounts
-    any more; return what went wrong. Containers that are in no catalogue have none.
-    """
-    services = services & ((__pillar__.get("llm") or {}).get("services") or {}).keys()
-    if not services:
-        return []
     try:
-        ours, _ = _ours(_engine().containers())
-        parts = [json.loads(each["Labels"].get(llm_world.PARTS, "{}")) for each in ours]
-        mounted = {mount["source"] for found in parts for mount in found.get("mounts", ())}
-        for service in sorted(services):
-            __salt__["llm_files.clear"](service, mounted)
+        for service in sorted({operation["service"] for operation in plan["operations"]}):
+            tidy(service)
     except CommandExecutionError as err:
-        return [str(err)]
-    return []
+        done["errors"].append(str(err))
+    return done
+
+
+def tidy(service):
+    """
+    Remove the configuration, with older secrets in it, that neither ``service`` nor a container
+    of it needs any more. What is in no catalogue has none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.tidy head
+
+    service
+        Its name.
+    """
+    if service not in ((__pillar__.get("llm") or {}).get("services") or {}):
+        return
+    ours, _ = _ours(_listed(_engine(), recent=True))
+    parts = [json.loads(each["Labels"].get(llm_world.PARTS, "{}")) for each in ours]
+    mounted = {mount["source"] for found in parts for mount in found.get("mounts", ())}
+    __salt__["llm_files.clear"](service, mounted)
 
 
 def _wait(container, check, **seconds):

@@ -98,6 +98,8 @@ def _applied(name, planner, wanted, comment, **arguments):
             ret["comment"] = "\n".join(plan["conflicts"])
             return ret
         if not plan["operations"]:
+            if not __opts__["test"]:
+                __salt__["llm_container.tidy"](name)  # after a wish that never came true
             return ret
         if __opts__["test"]:
             ret["result"] = None

@@ -436,10 +436,14 @@ def test_execute_clears_configuration_that_no_container_mounts(host, clear, tmp_
     assert {call.args[0] for call in clear.call_args_list} == {"head"}
 
 
-def test_execute_without_operations_clears_nothing(host, clear):
-    host.apply(HEAD)
-    clear.reset_mock()
-    host.apply(HEAD)
+def test_plan_clears_nothing(host, clear):
+    host.plan(HEAD)
+    assert not clear.called
+
+
+def test_tidy_of_what_is_in_no_catalogue(host, clear):
+    host.apply(HEAD | {"service": "other"})
+    llm_container_module.tidy("other")
     assert not clear.called
 
 
