@@ -9,6 +9,7 @@ one before the current is kept, stopped, so that going back is a start.
 import concurrent.futures
 import dataclasses
 import datetime
+import json
 import os
 import pathlib
 import re
@@ -70,8 +71,9 @@ def list_(service=None, parked=False, parts=False):
         With ``parts``, all that they were made of. Default: ``False``.
 
     Returns a list of mappings with ``name``, ``id``, ``service``, ``replica``, ``generation``,
-    ``image``, ``image_id``, ``state``, ``address``, ``started_at``, ``restarts``, ``exit_code``,
-    ``out_of_memory``, ``memory`` (bytes), ``cpus``, ``spec`` (hash) and ``parked``.
+    ``version`` (``None`` where unknown), ``image``, ``image_id``, ``state``, ``address``,
+    ``started_at``, ``restarts``, ``exit_code``, ``out_of_memory``, ``memory`` (bytes), ``cpus``,
+    ``spec`` (hash) and ``parked``.
     """
     engine = _engine()
     listed, _ = _ours(engine.containers())
@@ -119,6 +121,7 @@ def _shown(found, parts):
     kept += ("restarts", "exit_code", "out_of_memory", "spec")
     return {key: getattr(found, key) for key in kept} | {
         "image": found.parts.get("image"),
+        "version": found.version or None,
         "address": network.get("address", ""),
         "memory": found.host["Memory"],
         "cpus": found.host["NanoCpus"] / 1e9,
@@ -366,11 +369,38 @@ def execute(plan):
     for operation in plan["operations"]:
         __salt__["llm_deploy.tell"](f"{operation['container']}: {operation['sentence']}")
     try:
-        return llm_execution.Execution(_engine(), _wait, _route, _drain).carry_out(
-            plan["operations"]
-        )
+        execution = llm_execution.Execution(_engine(), _wait, _route, _drain)
+        done = execution.carry_out(plan["operations"])
     finally:
         __context__.pop(LISTED, None)
+    try:
+        for service in sorted({operation["service"] for operation in plan["operations"]}):
+            tidy(service)
+    except CommandExecutionError as err:
+        done["errors"].append(str(err))
+    return done
+
+
+def tidy(service):
+    """
+    Remove the configuration, with older secrets in it, that neither ``service`` nor a container
+    of it needs any more. What is in no catalogue has none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.tidy head
+
+    service
+        Its name.
+    """
+    if service not in ((__pillar__.get("llm") or {}).get("services") or {}):
+        return
+    ours, _ = _ours(_listed(_engine(), recent=True))
+    parts = [json.loads(each["Labels"].get(llm_world.PARTS, "{}")) for each in ours]
+    mounted = {mount["source"] for found in parts for mount in found.get("mounts", ())}
+    __salt__["llm_files.clear"](service, mounted)
 
 
 def _wait(container, check, **seconds):
@@ -386,7 +416,7 @@ def _drain(container, timeout, admin, routed):
     __salt__["llm_drain.wait"](container, timeout=timeout, admin=admin, routed=routed)
 
 
-def logs(service, lines=50, errors=False, since=None):
+def logs(service, lines=50, errors=False, since=None, times=False):
     """
     Return what the containers of ``service`` wrote last, without secrets.
 
@@ -404,6 +434,8 @@ def logs(service, lines=50, errors=False, since=None):
         Only those among them that speak of an error. Default: ``False``.
     since
         Only those written after this Unix time. Default: any.
+    times
+        Each after the time at which it was written, as the engine has it. Default: ``False``.
 
     Returns ``{container: [line]}``.
     """
@@ -412,7 +444,7 @@ def logs(service, lines=50, errors=False, since=None):
     values = [llm_catalogue.secret(secrets, name) for name in llm_catalogue.secret_names(secrets)]
     found = {}
     for each in list_(service):
-        text = "\n".join(engine.logs(each["id"], lines, since))
+        text = "\n".join(engine.logs(each["id"], lines, since, times))
         read = __salt__["llm_health.redacted"](text, values).splitlines()
         found[each["name"]] = [line for line in read if not errors or _ERROR.search(line)]
     return found

@@ -13,6 +13,7 @@ and knows ``service``, ``platform`` and ``secrets``. It writes secrets as they a
 ``json``; nothing else may be made of them, or a change of the secret goes unnoticed.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -30,6 +31,7 @@ __virtualname__ = "llm_files"
 
 RENDERED = "llm_files.rendered"
 TEMPLATES = "llm_files.templates"
+CERTIFICATE = "tls"  # the folder of a service's certificate beside its files
 
 
 def __virtual__():
@@ -46,8 +48,13 @@ def _fingerprint_key():
     Return the host's key for fingerprints of secrets; without one nothing was deployed yet, and
     any key will do until `write` makes it.
     """
+    return _kept_key() or b"not yet made"
+
+
+def _kept_key():
+    """Return the host's key, nothing where it was never made or its making was cut short."""
     path = _key_path()
-    return path.read_bytes() if path.exists() else b"not yet made"
+    return path.read_bytes() if path.exists() else b""
 
 
 def _key_path():
@@ -229,8 +236,11 @@ def write(name):
 
     Returns what `pending` said before.
     """
-    if not _key_path().exists():
-        _make_fingerprint_key()
+    if not _kept_key():
+        try:
+            _make_fingerprint_key()
+        except OSError as err:
+            raise CommandExecutionError(f"{_key_path()}: {err.strerror}") from err
     changes = pending(name)
     found = _rendered(name)
     owner = __salt__["llm_config.service"](name)["user"]
@@ -248,9 +258,11 @@ def write(name):
 def _make_fingerprint_key():
     path = _key_path()
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(os.urandom(32))
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_bytes(os.urandom(32))
+    new.replace(path)
     __context__.pop(RENDERED, None)
 
 
@@ -344,22 +356,61 @@ def _clear_unfinished(folder):
         shutil.rmtree(path, ignore_errors=True)
 
 
+def clear(name, mounted):
+    """
+    Remove the configuration of service ``name`` that nothing needs any more: neither what the
+    pillar asks for now, nor a container that runs or is kept for going back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.clear head '[/var/lib/llm/services/head/config/0123456789abcdef]'
+
+    name
+        The service.
+    mounted
+        The folders that its containers mount.
+    """
+    folders = list(_root(name).glob("config/*"))
+    if not folders:
+        return
+    needed = set(mounted)
+    if name in __salt__["llm_config.carried"]():  # else this host may lack its secrets
+        needed.add(digests(name)["directory"])
+    for path in folders:
+        if str(path) not in needed:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def removable(name):
+    """
+    Return the paths of what `remove` would take away of service ``name``, sorted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_files.removable head
+    """
+    return sorted(str(path) for path in _root(name).glob("*") if path.name != CERTIFICATE)
+
+
 def remove(name):
     """
-    Remove all files of service ``name`` from this host: configuration, live files, certificates.
+    Remove the files of service ``name`` from this host: configuration, live files, sockets. Its
+    certificate stays.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt '*' llm_files.remove head
-
-    Returns ``True`` when there were any.
     """
-    folder = _root(name)
-    there = folder.exists()
-    shutil.rmtree(folder, ignore_errors=True)
-    return there
+    for path in removable(name):
+        shutil.rmtree(path)
+    with contextlib.suppress(OSError):  # its certificate is in there, or it never was
+        _root(name).rmdir()
 
 
 def folder(name):

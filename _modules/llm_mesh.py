@@ -159,8 +159,24 @@ def close(service):
         _path(service).unlink(missing_ok=True)
 
 
+def _write(service, addresses):
+    """Move the endpoint file of ``service`` into place."""
+    __context__.pop(HEALTH, None)
+    text = _text(service, addresses)
+    path = _path(service)
+    new = path.with_name(f".{service}.new")
+    try:
+        _make_folder(path.parent)
+        new.unlink(missing_ok=True)
+        new.write_text(text)
+        new.chmod(0o444)
+        new.replace(path)
+    except OSError as err:
+        raise CommandExecutionError(f"{path}: {err.strerror}") from err
+
+
 def _text(service, addresses):
-    """Return what an Envoy reads of ``service``."""
+    """Return what the endpoint file of ``service`` says when it is at ``addresses``."""
     found = __salt__["llm_config.service"](service)
     health = {"port_value": found["health"]["port"]} if found["health"].get("port") else {}
     entries = [
@@ -176,18 +192,6 @@ def _text(service, addresses):
     resource = {"@type": ASSIGNMENT, "cluster_name": service, "endpoints": groups}
     version = hashlib.sha256(json.dumps(resource).encode()).hexdigest()[:12]
     return json.dumps({"version_info": version, "resources": [resource]}, indent=1) + "\n"
-
-
-def _write(service, addresses):
-    """Move the endpoint file of ``service`` into place."""
-    __context__.pop(HEALTH, None)
-    path = _path(service)
-    _make_folder(path.parent)
-    new = path.with_name(f".{service}.new")
-    new.unlink(missing_ok=True)
-    new.write_text(_text(service, addresses))
-    new.chmod(0o444)
-    new.replace(path)
 
 
 def _make_folder(folder):

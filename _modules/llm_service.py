@@ -168,10 +168,11 @@ def status():
 
         salt '*' llm_service.status
 
-    Returns ``{service: {"image": reference, "version": str, "wanted": replicas, "running":
-    replicas, "healthy": replicas, "since": start of the youngest as ISO 8601 or ``None``,
-    "restarts": int, "memory": bytes, "memory_limit": bytes, "cpus": cores in use, "cpus_limit":
-    cores, "answers": {container: last answer}}}``; use and limits are sums over the replicas.
+    Returns ``{service: {"image": reference, "version": of those that run or ``None``, "wanted":
+    replicas, "running": replicas, "healthy": replicas, "since": start of the youngest as ISO 8601
+    or ``None``, "restarts": int, "memory": bytes, "memory_limit": bytes, "cpus": cores in use,
+    "cpus_limit": cores, "answers": {container: last answer}}}``; use and limits are sums over the
+    replicas.
     """
     used = __salt__["llm_container.stats"]()
     services = __salt__["llm_config.platform"]()["services"]
@@ -182,10 +183,11 @@ def _status(service, used):
     containers = __salt__["llm_container.list"](service["name"])
     answers = __salt__["llm_health.ask"](service["name"])
     running = [each for each in containers if each["state"] == "running"]
+    versions = sorted({each["version"] for each in running if each["version"]})
     mine = [used[each["name"]] for each in containers if each["name"] in used]
     return {
         "image": next((each["image"] for each in containers), None),
-        "version": service["version"],
+        "version": ", ".join(versions) or None,
         "wanted": service["replicas"],
         "running": len({each["replica"] for each in running}),
         "healthy": len({each["replica"] for each in containers if _is_well(each, answers)}),

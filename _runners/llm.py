@@ -30,7 +30,7 @@ import llm_source
 import salt.client
 import salt.output
 import salt.utils.crypt
-from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltClientError, SaltInvocationError
 
 __virtualname__ = "llm"
 
@@ -53,6 +53,7 @@ ENDS = {  # of a release, and what the exit code says of it
 }
 MISTAKES = (
     CommandExecutionError,
+    SaltClientError,
     SaltInvocationError,
     llm_keyring.KeyringError,
     llm_secret.SecretError,
@@ -520,11 +521,14 @@ def _releases():
 
 def _follow(hosts, service, arguments):
     """Print what is new in the logs until Ctrl-C, which Salt turns into ``SystemExit``."""
+    arguments, shown = arguments | {"times": True}, {}
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         while True:
             asked = time.time()
             answers = _asked(hosts, "llm_container.logs", service, **arguments)
             found = {name: said for answer in answers.values() for name, said in answer.items()}
+            # What was written between `asked` and the answer comes a second time.
+            found = {name: llm_report.unseen(name, said, shown) for name, said in found.items()}
             if lines := llm_report.log(found):
                 print(*lines, sep="\n", flush=True)
             time.sleep(1)

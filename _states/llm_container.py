@@ -117,6 +117,8 @@ def _carry_out(plan, ret):
         return
     ret["comment"] = "\n".join([ret["comment"], *plan["notes"]])
     if not plan["operations"]:
+        if not __opts__["test"]:
+            __salt__["llm_container.tidy"](ret["name"])  # after a wish that never came true
         return
     if __opts__["test"]:
         ret["result"] = None

@@ -45,7 +45,7 @@ def present(name):
 
 def absent(name):
     """
-    Ensure that no file of service ``name`` is left on this host.
+    Ensure that no file of service ``name`` is left on this host but its certificate.
 
     .. code-block:: yaml
 
@@ -54,14 +54,14 @@ def absent(name):
             - name: head
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": f"{name} has no files here"}
-    folder = __salt__["llm_files.folder"](name)
-    if not __salt__["file.directory_exists"](folder):
+    paths = __salt__["llm_files.removable"](name)
+    if not paths:
         return ret
-    ret["changes"] = {"removed": folder}
+    ret["changes"] = {"removed": paths}
     if __opts__["test"]:
         ret["result"] = None
-        ret["comment"] = f"Would remove {folder}"
+        ret["comment"] = f"Would remove {', '.join(paths)}"
         return ret
     __salt__["llm_files.remove"](name)
-    ret["comment"] = f"Removed {folder}"
+    ret["comment"] = f"Removed {', '.join(paths)}"
     return ret

@@ -45,6 +45,35 @@ def routed(name):
     return ret
 
 
+def unrouted(name):
+    """
+    Ensure that no request for service ``name`` goes to a container on this host.
+
+    .. code-block:: yaml
+
+        No request for head goes here:
+          llm_mesh.unrouted:
+            - name: head
+    """
+    comment = f"Requests for {name} go to no replica"
+    ret = {"name": name, "result": True, "changes": {}, "comment": comment}
+    try:
+        old = __salt__["llm_mesh.endpoints"](name)
+        if not old:
+            return ret
+        ret["changes"] = {name: {"old": old, "new": []}}
+        if __opts__["test"]:
+            ret["result"] = None
+            ret["comment"] = f"Requests for {name} would go to no replica"
+            return ret
+        __salt__["llm_mesh.route"](name, [])
+        ret["comment"] = f"Requests for {name} now go to no replica"
+    except CommandExecutionError as err:
+        ret["result"] = False
+        ret["comment"] = str(err)
+    return ret
+
+
 def known(name, services):
     """
     Ensure that there is a file for the replicas of each of ``services``, be it an empty one: an
@@ -68,9 +97,13 @@ def known(name, services):
         ret["result"] = None
         ret["comment"] = f"Would make a file for {', '.join(missing)}"
         return ret
-    for each in missing:
-        __salt__["llm_mesh.route"](each, ret["changes"][each]["new"])
     ret["comment"] = f"Made a file for {', '.join(missing)}"
+    try:
+        for each in missing:
+            __salt__["llm_mesh.route"](each, ret["changes"][each]["new"])
+    except CommandExecutionError as err:
+        ret["result"] = False
+        ret["comment"] = str(err)
     return ret
 
 

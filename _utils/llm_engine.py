@@ -164,13 +164,14 @@ class Engine:
         """
         self.request("DELETE", f"/containers/{container}", force=1, v=1)
 
-    def logs(self, container, lines=50, since=None):
+    def logs(self, container, lines=50, since=None, times=False):
         """
-        Return the last ``lines`` lines that ``container`` wrote.
+        Return the last ``lines`` lines that ``container`` wrote, with ``times`` each after the
+        time at which it did.
         """
-        answer = self.request(
-            "GET", f"/containers/{container}/logs", stdout=1, stderr=1, tail=lines, since=since
-        )
+        query = {"tail": lines, "since": since, "timestamps": int(times)}
+        path = f"/containers/{container}/logs"
+        answer = self.request("GET", path, stdout=1, stderr=1, **query)
         return _unframed(answer).decode(errors="replace").splitlines()
 
     def stats(self, container):

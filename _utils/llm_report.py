@@ -10,6 +10,7 @@ import sys
 
 import llm_size
 
+WRITTEN = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+Z) ")  # the engine's time before a line
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -301,3 +302,26 @@ def log(containers):
         for name, lines in containers.items()
         for line in lines
     ]
+
+
+def unseen(container, lines, shown):
+    """
+    Return those of the ``lines`` of ``container`` that were not shown yet, without their times.
+
+    lines
+        As `llm_container.logs` returns them with their times; a piece without one belongs to the
+        line before it.
+    shown
+        The time of the last line that was shown, by container; it is brought up to date.
+    """
+    last = shown.get(container, "")
+    written, latest = last, last
+    found = []
+    for line in lines:
+        if begin := WRITTEN.match(line):
+            written = begin[1]
+        latest = max(latest, written)
+        if written > last:
+            found.append(line[begin.end() :] if begin else line)
+    shown[container] = latest
+    return found

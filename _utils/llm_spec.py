@@ -56,7 +56,7 @@ ROLLOUT = {
     "edited": [],  # files that are not on the host as they should be, until they are written
     "pinned": None,  # {"digest": of a kept container, "why": ...}: that one serves, not this spec
 }
-REMEMBERED = ("health", "strategy", "drain_timeout", "routed")  # what a container keeps of these
+REMEMBERED = ("health", "strategy", "drain_timeout", "routed")  # what a container keeps
 HEALTH = {"check": None, "min_healthy": 2, "healthy_deadline": 60}
 DEFAULTS = {"service": None, "replica": 1, **CONTAINER, **ROLLOUT}
 

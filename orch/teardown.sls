@@ -1,4 +1,5 @@
-{#- Stops what runs and keeps volumes, images, certificates and secrets; the last tier goes first. -#}
+{#- Removes containers and what was rendered for them, the last tier first. Volumes, models, images,
+    certificates and the pillar with its secrets stay: a deploy brings everything back. -#}
 include:
   - checked
 {%- if not salt['llm_config.check']() %}

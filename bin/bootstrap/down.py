@@ -39,7 +39,10 @@ def stop_platform(progress, installation):
     if answers and containers(installation) and daemons.of(installation).is_whole():
         argv = installation.command("salt-run", "state.orchestrate", "orch.teardown")
         env = variables.installation(installation)
-        run(progress, argv, installation.log / "down", "orch.teardown", env=env, check=False)
+        log = installation.log / "down"
+        if run(progress, argv, log, "orch.teardown", env=env, check=False):
+            progress.say("orch.teardown failed: the engine stops what is left", indent=6)
+            progress.say(f"Log: {log}", indent=6)
     left = containers(installation) if answers else []
     for container in left:
         name = container["Names"][0].lstrip("/")

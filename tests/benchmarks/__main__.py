@@ -20,6 +20,7 @@ def main():
     figures = Figures()
     twelve.measure(figures, arguments.runs)
     installation.measure(figures, arguments.runs)
+    installation.measure_bare(figures)
     figures.show()
     figures.save(arguments.json)
 

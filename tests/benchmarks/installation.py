@@ -1,11 +1,13 @@
 """
-The platform itself: how long a second run of everything takes, and what the edge adds to an answer.
+The platform itself: how long the first and a second run of everything take, and what the edge adds
+to an answer.
 """
 
 import contextlib
 import json
 import os
 import pathlib
+import ssl
 import statistics
 import subprocess
 import sys
@@ -16,9 +18,12 @@ import httpx
 import yaml
 
 from tests.benchmarks.figures import Failed, run
+from tests.support.host import Host
 from tests.support.platform import REPOSITORY, copy_pillar
 
 REQUESTS = 300  # of each kind, for the edge's share
+LOGS = ("up.json", "deploy.json")  # what `make up` took, and its deployment
+BARE_SECONDS = 480  # that a first `make up` may take
 SCRIPTS = pathlib.Path(sys.executable).parent
 QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 
@@ -37,7 +42,8 @@ def measure(figures, runs=5):
             figures.add(
                 "make up: images at hand, nothing deployed", run([*program, "up"], **bootstrap)
             )
-            for title, seconds in _steps(site):
+            log = pathlib.Path(site["root"], "salt/log")
+            for title, seconds in _steps(*((log / name).read_text() for name in LOGS)):
                 figures.add(f"  of it: {title}", seconds)
             _repeat(figures, runs, site, [*program, "up"], bootstrap)
             _edge(figures, site)
@@ -46,13 +52,28 @@ def measure(figures, runs=5):
                 run([*program, "purge", "--yes"], **bootstrap)
 
 
-def _steps(site):
-    """Yield title and seconds of each step of the last `make up`, and of its deployment."""
-    log = pathlib.Path(site["root"], "salt/log")
-    for step in json.loads((log / "up.json").read_text())["steps"]:
+def measure_bare(figures):
+    """
+    Bring the platform up once on a bare host of its own, which has nothing but its package mirrors.
+    """
+    name = "make up: a bare host"
+    with Host(f"llm-bench-{os.getpid()}") as host:
+        folder = host.clone()
+        start = time.perf_counter()
+        host.run("make up", folder=folder)
+        figures.add(name, time.perf_counter() - start)
+        logs = [host.run(f"cat /var/lib/llm/salt/log/{log}") for log in LOGS]
+    for title, seconds in _steps(*logs):
+        figures.add(f"  of it, bare: {title}", seconds)
+    figures.aim("make up on a bare host, s", figures.median(name), most=BARE_SECONDS)
+
+
+def _steps(installed, deployed):
+    """Yield title and seconds of each step of a `make up` and of its deployment, from its logs."""
+    for step in json.loads(installed)["steps"]:
         yield step["title"], step["seconds"]
-    (deployed,) = json.loads((log / "deploy.json").read_text())["data"].values()
-    for step in deployed.values():
+    (steps,) = json.loads(deployed)["data"].values()
+    for step in steps.values():
         yield f"deploy: {step['__id__']}", step["duration"] / 1000
 
 
@@ -83,7 +104,8 @@ def _edge(figures, site):
     conf = ["-c", f"{site['root']}/salt/conf"]
     asked = [str(SCRIPTS / "salt-run"), *conf, "llm.client", "--out=json"]
     settings = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
-    with httpx.Client(verify=settings["ca_file"]) as client:
+    context = ssl.create_default_context(cafile=settings["ca_file"])
+    with httpx.Client(verify=context) as client:
         edge = _latencies(client, settings["base_url"], settings["api_key"])
     address, key = _head(site)
     with httpx.Client() as client:

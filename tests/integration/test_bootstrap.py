@@ -159,9 +159,14 @@ def test_engine_comes_back_and_containers_do_not_notice(host, up, containers):
 
 
 def test_down_keeps_data_and_an_interrupted_up_is_gone_on_with(host, up, make, containers):
+    keys = host.run("sha256sum /var/lib/llm/services/*/tls/*.pem")
     code, output = make("down")
     assert code == 0, output
+    assert "failed" not in output
     assert containers() == {}
+    assert host.run("sha256sum /var/lib/llm/services/*/tls/*.pem") == keys
+    assert host.execute("ls -d /var/lib/llm/services/*/config")[0] != 0
+    assert '"address"' not in host.run("cat /var/lib/llm/endpoints/*.yaml")
     assert "salt-m" not in host.run("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
     code, output = host.execute(f"cd {CHECKOUT} && timeout --signal=INT 9 make up")
     assert code != 0

@@ -4,6 +4,7 @@ What clients and scripts meet: the API through the official client, and the oper
 
 import json
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -373,10 +374,37 @@ def test_logs_that_are_followed(platform, http):
     )  # fmt: skip
     try:
         following.stdout.readline()
-        answer = http.post("v1/chat/completions", json=asked())
-        lines = iter(following.stdout.readline, "")
-        assert any(answer.headers["x-request-id"] in line for line in lines)
+        made, shown = [], []
+        for _ in range(8):
+            answer = http.post("v1/chat/completions", json=asked())
+            made.append(answer.headers["x-request-id"])
+            time.sleep(0.3)
+        for line in iter(following.stdout.readline, ""):
+            shown.append(line)
+            if made[-1] in line:
+                break
+        time.sleep(2)  # for what would come again
     finally:
         following.send_signal(signal.SIGINT)
         rest = following.communicate(timeout=20)[0]
     assert "Traceback" not in rest
+    shown += rest.splitlines()
+    assert [sum(each in line for line in shown) for each in made] == [1] * len(made)
+
+
+def test_verify_names_the_hops(platform):
+    done = platform.run("state.orchestrate", "orch.verify")
+    (said,) = [line for line in done.stdout.splitlines() if "answered in" in line]
+    assert all(re.search(rf"\b{hop} \d+\.\d", said) for hop in ("tail", "mesh", "head"))
+
+
+def test_verify_while_a_hop_does_not_answer(platform):
+    container = platform.container("tail")
+    docker("pause", container)
+    try:
+        done = platform.run("state.orchestrate", "orch.verify", check=False)
+    finally:
+        docker("unpause", container)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    until(lambda: platform.run("llm.verify", check=False).returncode == 0)

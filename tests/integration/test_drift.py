@@ -3,6 +3,7 @@ What somebody has changed by hand is seen, foreseen in test mode, and mended at 
 """
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,11 @@ def test_a_container_that_was_changed_by_hand(platform, client, fault):
     after = platform.containers()
     others = {each: before[each] for each in before if "rate-limiter" not in each}
     assert {each: after[each] for each in after if "rate-limiter" not in each} == others
-    if fault not in ("removed", "cpu-shares", "disconnected", "reconnected"):
+    if fault in ("stopped", "killed"):
+        assert {each: after[each][0] for each in after} == {
+            each: before[each][0] for each in before
+        }
+    elif fault not in ("removed", "cpu-shares", "disconnected", "reconnected"):
         assert after == before
     assert platform.container("rate-limiter")
     assert completion(client)
@@ -118,10 +123,13 @@ def test_everything_at_once(platform, client):
     docker("rm", "-f", names["rate-limiter"])
     docker("rename", names["model-proxy"], f"{platform.name}-other")
     docker("update", "--cpus", "0.4", names["mesh"])
-    platform.deploy()
+    said = platform.deploy().stdout
+    assert all(re.search(rf"\b{hop} \d+\.\d", said) for hop in ("tail", "mesh", "head"))
     assert completion(client)
     after = platform.containers()
-    changed = {name for name in after if after[name] != before.get(name)}
-    assert changed == {platform.container("rate-limiter")}
-    assert after.keys() - changed == before.keys() - {names["rate-limiter"]}
+    new = platform.container("rate-limiter")
+    started = {name for name in after if after[name] != before.get(name)}
+    assert started == {names["cache"], names["tail"], new}
+    assert after.keys() - {new} == before.keys() - {names["rate-limiter"]}
+    assert all(after[name][0] == before[name][0] for name in after.keys() - {new})
     assert platform.apply() == {}

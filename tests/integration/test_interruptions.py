@@ -9,10 +9,13 @@ import subprocess
 import time
 
 import pytest
+import yaml
 
 from tests.support.faults import completion
-from tests.support.platform import docker
+from tests.support.platform import REPOSITORY, docker
 
+CATALOGUE = yaml.safe_load((REPOSITORY / "pillar" / "services.sls").read_text())
+KEEP = CATALOGUE["llm"]["defaults"]["keep"]
 DELAY = {"min_healthy": "4s", "healthy_deadline": "60s"}  # long enough to be hit in mid-replace
 
 
@@ -48,17 +51,27 @@ def _all(platform):
 
 
 def _nothing_is_left_over(platform):
-    """Of each service one runs, two at most are parked, and no file is without its container."""
+    """Of each service one runs, at most ``keep`` are parked, and no file is without container."""
     found = _all(platform)
     for service in {service for service, _, _ in found.values()}:
         states = sorted((state, policy) for of, state, policy in found.values() if of == service)
-        *parked, running = states
-        assert running == ("running", "always"), (service, states)
-        assert parked in ([("exited", "no")] * count for count in range(3)), (service, states)
+        *parked, one = states
+        assert one == ("running", "always"), (service, states)
+        assert parked in [[("exited", "no")] * count for count in range(KEEP + 1)], service
     assert not list(platform.root.rglob(".unfinished-*"))
     assert not list(platform.root.rglob(".*.new"))
     folders = platform.root.glob("services/*/run/*")
     assert {folder.name for folder in folders} <= found.keys()
+    configured = platform.root.glob("services/*/config/*")
+    assert {str(folder) for folder in configured} == _mounted(found, platform)
+
+
+def _mounted(containers, platform):
+    """Return the folders with configuration that ``containers`` mount, running or parked."""
+    mounts = [each["Mounts"] for each in json.loads(docker("inspect", *containers))]
+    sources = {mount.get("Source", "") for found in mounts for mount in found}
+    place = f"{platform.root}/services/"
+    return {path for path in sources if path.startswith(place) and "/config/" in path}
 
 
 def _started(platform, program, *arguments):

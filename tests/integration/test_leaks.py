@@ -5,7 +5,6 @@ where it does not belong.
 
 import base64
 import json
-import os
 import stat
 import subprocess
 import time
@@ -75,10 +74,11 @@ def run(platform, tmp_path_factory):
         site_changed(platform, models=models),
     ):
         try:
-            for name, value in run.canaries.items():
-                run.output[f"set {name}"] = set_secret(platform, name, value)
-            _deploy(run)
-            _look(run)
+            with run.search.processes() as run.processes:
+                for name, value in run.canaries.items():
+                    run.output[f"set {name}"] = set_secret(platform, name, value)
+                _deploy(run)
+                _look(run)
             time.sleep(1)
         finally:
             listener.terminate()
@@ -192,24 +192,35 @@ def test_what_the_engine_tells_has_none(run):
     assert {name: names for name, names in found.items() if names} == {}
 
 
-def test_processes_have_none(run):
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        for file in ("cmdline", "environ"):
-            try:
-                names = run.search.named((folder / file).read_bytes())
-            except OSError:  # has ended
-                continue
-            if names and folder.name != str(os.getpid()):
-                found[f"{folder}/{file}"] = names
-    assert found == {}
+def test_processes_had_none(run):
+    assert {"salt-run", "salt", "salt-call"} <= run.processes.programs
+    assert run.processes.found == {}
+
+
+def test_processes_are_seen_while_they_run(run):
+    environment = {"KEY": run.canaries["head.key"]}
+    with (
+        run.search.processes() as seen,
+        subprocess.Popen(["sleep", "60"], env=environment) as process,
+    ):
+        deadline = time.monotonic() + 30
+        while not seen.found and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
+    assert list(seen.found.values()) == [["head.key"]]
 
 
 def test_layers_have_none(run):
+    """What the containers wrote, and each layer of the images that they are made of."""
     label = f"label=llm.site={run.platform.name}"
-    for container in docker("ps", "-aq", "--filter", label).split():
-        layers = json.loads(docker("inspect", container))[0]["GraphDriver"]["Data"]
-        assert run.search.below(layers["UpperDir"]) == {}
+    containers = json.loads(docker("inspect", *docker("ps", "-aq", "--filter", label).split()))
+    images = json.loads(docker("inspect", *{found["Image"] for found in containers}))
+    layers = set()
+    for found in containers + images:
+        data = found["GraphDriver"]["Data"]
+        layers |= {data["UpperDir"], *data.get("LowerDir", "").split(":")} - {""}
+    assert len(layers) > len(containers)
+    assert {layer: names for layer in layers if (names := run.search.below(layer))} == {}
 
 
 def test_file_server_has_none(run):

@@ -163,9 +163,10 @@ class ModelEngine:
         self._change("remove", found["Name"])
         del self.found[found["Id"]]
 
-    def logs(self, container, lines=50, since=None):
+    def logs(self, container, lines=50, since=None, times=False):
         self._get(container)
-        return ["one", "an error: two"]
+        time = "2026-01-01T00:00:00.000000001Z " if times else ""
+        return [f"{time}one", f"{time}an error: two"]
 
     def image(self, reference):
         if reference in self.images:

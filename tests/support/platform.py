@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -204,7 +205,8 @@ class Platform:
     def client(self, name="default", **options):
         """Return the official client, as a user would set it up."""
         settings = self.client_settings(name)
-        http = httpx.Client(verify=settings["ca_file"], timeout=60)
+        context = ssl.create_default_context(cafile=settings["ca_file"])
+        http = httpx.Client(verify=context, timeout=60)
         return openai.OpenAI(
             base_url=settings["base_url"],
             api_key=settings["api_key"],
@@ -214,12 +216,16 @@ class Platform:
         )
 
     def containers(self):
-        """Return the running containers, name to id and start."""
-        lines = docker(
-            "ps", "--no-trunc", "--filter", f"label=llm.site={self.name}", "--format",
-            "{{.Names}} {{.ID}}",
-        ).splitlines()  # fmt: skip
-        return dict(line.split() for line in lines)
+        """Return the running containers: name to id, when it was started, and whether paused."""
+        found = docker("ps", "-q", "--filter", f"label=llm.site={self.name}").split()
+        return {
+            each["Name"].lstrip("/"): (
+                each["Id"],
+                each["State"]["StartedAt"],
+                each["State"]["Paused"],
+            )
+            for each in json.loads(docker("inspect", *found) if found else "[]")
+        }
 
     def container(self, service, replica=1):
         """Return the name of the running container of a service."""

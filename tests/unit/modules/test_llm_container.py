@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 from saltfactories.utils.loader import LoaderModuleMock
 
 from _modules import llm_container as llm_container_module
-from _modules import llm_deploy, llm_drain, llm_health
+from _modules import llm_deploy, llm_drain, llm_files, llm_health
 from tests.support.engine import Interrupted, ModelEngine
 
 IMAGES = ("llm/head:1", "llm/head:2", "llm/sick:1")
@@ -609,6 +609,47 @@ def test_execute_explains_what_the_disk_refuses(host, tmp_path):
     mount = {"source": f"{tmp_path}/run/{{name}}", "target": "/run/llm", "read_only": False}
     (error,) = llm_container_module.execute(host.plan(HEAD | {"mounts": [mount]}))["errors"]
     assert "Not a directory" in error or "File exists" in error
+
+
+@pytest.fixture
+def clear(host):
+    """What removes configuration; head is in the catalogue."""
+    host.salt["llm_files.clear"] = create_autospec(llm_files.clear)
+    catalogue = {"llm": {"site": {"name": "llm"}, "services": {"head": {}}}}
+    with patch.dict(llm_container_module.__pillar__, catalogue):
+        yield host.salt["llm_files.clear"]
+
+
+def test_execute_clears_configuration_that_no_container_mounts(host, clear, tmp_path):
+    for number in range(4):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        mount = {"source": str(folder), "target": "/etc/llm", "read_only": True}
+        host.apply(HEAD | {"mounts": [mount]}, HEAD | {"service": "other"})
+    assert clear.call_args.args == ("head", {f"{tmp_path}/2", f"{tmp_path}/3"})
+    assert {call.args[0] for call in clear.call_args_list} == {"head"}
+
+
+def test_plan_clears_nothing(host, clear):
+    host.plan(HEAD)
+    assert not clear.called
+
+
+def test_tidy_of_what_is_in_no_catalogue(host, clear):
+    host.apply(HEAD | {"service": "other"})
+    llm_container_module.tidy("other")
+    assert not clear.called
+
+
+def test_execute_says_what_cannot_be_cleared(host, clear):
+    clear.side_effect = CommandExecutionError("the pillar is not sound")
+    assert host.apply(HEAD)["errors"] == ["the pillar is not sound"]
+
+
+def test_the_version_that_runs_is_the_one_that_was_created(host):
+    host.apply(HEAD | {"version": "1.0"})
+    assert host.apply(HEAD | {"version": "2.0"})["changes"] == {}
+    assert [each["version"] for each in llm_container_module.list_("head")] == ["1.0"]
 
 
 def test_removal_leaves_nothing_of_the_service(host):

@@ -35,7 +35,15 @@ def refused():
 
 
 @pytest.fixture
-def llm_files(refused, configure_loader, platform, templates, secrets, tmp_path, monkeypatch):
+def carried():
+    """The services that this host carries."""
+    return ["head"]
+
+
+@pytest.fixture
+def llm_files(
+    refused, configure_loader, platform, templates, secrets, carried, tmp_path, monkeypatch
+):
     platform["site"]["root"] = str(tmp_path / "root")
     platform["services"]["head"] |= {
         "files": ["config.yaml"],
@@ -56,6 +64,7 @@ def llm_files(refused, configure_loader, platform, templates, secrets, tmp_path,
             "llm_config.service": lambda name: platform["services"][name],
             "llm_config.secret": lambda name: secrets[name],
             "llm_deploy.refused": create_autospec(llm_deploy.refused, side_effect=refused.get),
+            "llm_config.carried": lambda: carried,
         },
     )
 
@@ -150,8 +159,49 @@ def test_a_wrong_template_is_named(llm_files, templates, template, message):
 
 def test_remove_leaves_nothing(llm_files):
     llm_files.write("head")
-    assert llm_files.remove("head") is True
-    assert llm_files.remove("head") is False
+    folder = llm_files.folder("head")
+    assert llm_files.removable("head") == [f"{folder}/config", f"{folder}/live"]
+    llm_files.remove("head")
+    assert not os.path.exists(folder)
+    assert llm_files.removable("head") == []
+    llm_files.remove("head")
+
+
+def test_remove_keeps_the_certificate(llm_files):
+    llm_files.write("head")
+    key = pathlib.Path(llm_files.folder("head"), "tls", "key.pem")
+    key.parent.mkdir()
+    key.touch()
+    llm_files.remove("head")
+    assert [path.name for path in pathlib.Path(llm_files.folder("head")).iterdir()] == ["tls"]
+    assert key.exists()
+    assert llm_files.removable("head") == []
+
+
+def test_clear_removes_what_neither_the_wish_nor_a_container_needs(llm_files, secrets):
+    folders = []
+    for number in range(3):
+        secrets["head.key"] = f"canary-{number}"
+        _afresh(llm_files)
+        llm_files.write("head")
+        folders.append(llm_files.digests("head")["directory"])
+    llm_files.clear("head", [folders[1], "/etc"])
+    config = pathlib.Path(llm_files.folder("head"), "config")
+    assert {str(path) for path in config.iterdir()} == set(folders[1:])
+    assert llm_files.pending("head") == {}
+
+
+def test_clear_on_a_host_that_carries_the_service_no_more(llm_files, secrets, carried):
+    llm_files.write("head")
+    carried.clear()
+    secrets.clear()
+    _afresh(llm_files)
+    llm_files.clear("head", [])
+    assert not list(pathlib.Path(llm_files.folder("head"), "config").iterdir())
+
+
+def test_clear_where_there_is_nothing(llm_files):
+    llm_files.clear("head", [])
     assert not os.path.exists(llm_files.folder("head"))
 
 
@@ -193,3 +243,22 @@ def test_take_back_after_an_approval_changes_nothing(llm_files, templates):
     llm_files.approve("head")
     assert llm_files.take_back("head") == []
     assert llm_files.pending("head") == {}
+
+
+def test_fingerprint_key_of_an_interrupted_run_is_made_anew(llm_files):
+    path = llm_files._key_path()
+    path.parent.mkdir(parents=True)
+    path.touch()
+    path.with_name(f".{path.name}.new").write_bytes(b"half")
+    llm_files.write("head")
+    assert len(path.read_bytes()) == 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not path.with_name(f".{path.name}.new").exists()
+
+
+def test_fingerprint_key_on_a_full_disk_is_no_empty_one(llm_files, monkeypatch):
+    full = create_autospec(pathlib.Path.write_bytes, side_effect=OSError(28, "No space left"))
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(CommandExecutionError, match=r"fingerprint\.key: No space left"):
+        llm_files.write("head")
+    assert not llm_files._key_path().exists()

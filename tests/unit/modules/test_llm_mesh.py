@@ -1,15 +1,17 @@
 import http.server
 import json
 import os
+import pathlib
 import socketserver
 import threading
-from unittest.mock import patch
+from unittest.mock import create_autospec, patch
 
 import llm_catalogue
 import llm_envoy
 import pytest
 from salt.exceptions import CommandExecutionError
 
+from _modules import llm_config, llm_container
 from _modules import llm_mesh as llm_mesh_module
 
 
@@ -25,9 +27,11 @@ def llm_mesh(configure_loader, pillar, tmp_path, containers):
     pillar["services"]["model-proxy"]["health"]["port"] = 8089
     platform = llm_catalogue.platform(pillar, "node1")
     salt = {
-        "llm_config.platform": lambda: platform,
-        "llm_config.service": lambda name: platform["services"][name],
-        "llm_container.list": lambda service: containers,
+        "llm_config.platform": create_autospec(llm_config.platform, return_value=platform),
+        "llm_config.service": create_autospec(
+            llm_config.service, side_effect=platform["services"].get
+        ),
+        "llm_container.list": create_autospec(llm_container.list_, return_value=containers),
     }
     return configure_loader(llm_mesh_module, salt=salt)
 
@@ -84,6 +88,15 @@ def test_route_lets_every_envoy_read_and_leaves_nothing_behind(llm_mesh, folder)
     llm_mesh.route("head", [])
     assert [path.name for path in folder.iterdir()] == ["head.yaml"]
     assert (folder / "head.yaml").stat().st_mode & 0o777 == 0o444
+
+
+def test_route_on_a_full_disk(llm_mesh, folder, monkeypatch):
+    llm_mesh.route("head", ["172.30.0.80"])
+    full = create_autospec(pathlib.Path.write_text, side_effect=OSError(28, "No space left"))
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(CommandExecutionError, match=r"head\.yaml: No space left"):
+        llm_mesh.route("head", [])
+    assert llm_mesh.endpoints("head") == ["172.30.0.80"]
 
 
 def test_route_makes_a_folder_that_envoy_can_enter(llm_mesh, folder):

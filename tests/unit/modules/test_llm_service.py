@@ -1,11 +1,11 @@
-from unittest.mock import create_autospec
+from unittest.mock import create_autospec, patch
 
 import llm_catalogue
 import llm_spec
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from _modules import llm_container, llm_deploy, llm_files, llm_mesh
+from _modules import llm_config, llm_container, llm_deploy, llm_files, llm_health, llm_mesh
 from _modules import llm_service as llm_service_module
 
 CARRIED = ["mesh", "ingress", "cache", "model-proxy", "head", "rate-limiter", "tail"]
@@ -135,6 +135,7 @@ def test_status_counts_replicas_and_not_containers(llm_service, platform):
     """As an interrupted replacement leaves it: two containers of one replica, none of the other."""
     platform["services"]["head"]["replicas"] = 2
     kept = {"replica": 1, "state": "running", "image": "llm/head:tag", "restarts": 0}
+    kept |= {"version": "1"}
     names = ("llm-head-1-g1", "llm-head-1-g2")
     use = dict.fromkeys(("memory", "memory_limit", "cpus", "cpus_limit"), 1)
     llm_service.__salt__ |= {
@@ -226,3 +227,39 @@ def test_withdraw_keeps_the_files_of_what_is_left(llm_service, removal):
     with pytest.raises(CommandExecutionError, match="it does not stop"):
         llm_service.withdraw("old")
     assert not removal["llm_files.remove"].called
+
+
+def _container(version, state="running"):
+    found = {"name": f"llm-head-{version}", "version": version, "state": state, "restarts": 0}
+    found |= {"replica": 1}
+    return found | {"image": "llm/head:1", "started_at": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("containers", "version"),
+    [
+        ([], None),
+        ([_container(None)], None),  # made before versions were noted
+        ([_container("1.0")], "1.0"),
+        ([_container("1.0", "exited")], None),
+        ([_container("2.0"), _container("1.0"), _container("2.0")], "1.0, 2.0"),
+    ],
+)
+def test_status_shows_the_version_that_runs(llm_service, platform, containers, version):
+    platform["services"]["head"]["version"] = "3.0"
+    answers = {
+        "llm_container.stats": create_autospec(llm_container.stats, return_value={}),
+        "llm_container.list": create_autospec(llm_container.list_, return_value=containers),
+        "llm_health.ask": create_autospec(llm_health.ask, return_value={}),
+        "llm_config.carried": create_autospec(llm_config.carried, return_value=["head"]),
+    }
+    with patch.dict(llm_service.__salt__, answers):
+        assert llm_service.status()["head"]["version"] == version
+
+
+def test_a_version_is_no_part_of_what_makes_a_container(llm_service, platform):
+    before = llm_service.specs("head")[0]
+    platform["services"]["head"]["version"] = "3.0"
+    after = llm_service.specs("head")[0]
+    assert after["version"] == "3.0"
+    assert llm_spec.wish(llm_spec.completed(before)) == llm_spec.wish(llm_spec.completed(after))

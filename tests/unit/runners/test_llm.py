@@ -7,7 +7,9 @@ from unittest.mock import create_autospec
 import llm_catalogue
 import llm_secret
 import pytest
+import salt.client
 import salt.utils.args
+from salt.exceptions import SaltClientError
 
 from _runners import llm as llm_runner
 from bootstrap.keys import fingerprint
@@ -213,12 +215,13 @@ def test_client_asked_by_an_orchestration_shows_nothing(llm, generated, capsys):
 
 
 def test_logs_followed_until_salt_makes_ctrl_c_an_exit(llm, capsys, context, monkeypatch):
-    said = [{"node1": {"llm-head-1-g1": ["\x1b[92mone\x1b[0m"]}}, {"node1": {"llm-head-1-g1": []}}]
+    one, two = "2026-01-01T00:00:01Z \x1b[92mone\x1b[0m", "2026-01-01T00:00:02Z two"
+    said = [{"node1": {"llm-head-1-g1": lines}} for lines in ([one], [one, two], [])]
     asked = create_autospec(llm_runner._asked, side_effect=[{"node1": True}, *said, SystemExit(0)])
     monkeypatch.setattr(llm_runner, "_asked", asked)
     monkeypatch.setattr(llm_runner.time, "sleep", lambda seconds: None)
     llm.logs("head", follow=True)
-    assert capsys.readouterr().out.strip() == "one"
+    assert capsys.readouterr().out.split() == ["one", "two"]
     assert context["retcode"] == 0
     assert asked.call_args.kwargs["lines"] == 1000
 
@@ -326,3 +329,17 @@ def test_plan_of_a_pillar_with_mistakes_is_what_check_says(llm, capsys, pillar_r
     assert llm.check() == planned
     assert capsys.readouterr().out == shown
     assert planned["retcode"] == 1
+
+
+@pytest.mark.parametrize(("command", "arguments"), [("status", ()), ("logs", ("head",))])
+def test_a_command_says_in_one_line_that_the_master_is_stopped(
+    llm, capsys, context, event, monkeypatch, command, arguments
+):
+    event.print_func = print
+    words = "The salt master could not be contacted. Is master running?"
+    client = create_autospec(salt.client.LocalClient, instance=True)
+    client.cmd.side_effect = SaltClientError(words)
+    monkeypatch.setattr(salt.client, "get_local_client", lambda conf_file: client)
+    monkeypatch.setitem(llm_runner.__opts__, "conf_file", "master")
+    assert getattr(llm, command)(*arguments)["retcode"] == context["retcode"] == 1
+    assert capsys.readouterr().out == f"{words}\n"

@@ -12,7 +12,7 @@ CHANGES = {"llm-head-1-g1": ["create: there is none"]}
 NOTHING = {"operations": [], "changes": {}, "missing": [], "conflicts": [], "notes": []}
 PLAN = NOTHING | {"operations": [{"do": "create"}], "changes": CHANGES}
 DONE = {"changes": CHANGES, "errors": []}
-FUNCTIONS = ("plan", "removal", "execute", "digest")
+FUNCTIONS = ("plan", "removal", "execute", "digest", "tidy")
 MOVED = "The world has moved since the plan; planned again"
 
 
@@ -41,12 +41,13 @@ def execute(llm_container):
     return llm_container.__salt__["llm_container.execute"]
 
 
-def test_running_when_it_is(llm_container, plan, execute):
+def test_running_when_it_is(llm_container, plan, execute, testmode):
     plan.return_value = NOTHING
     comment = "head is running"
     ret = {"name": "head", "result": True, "changes": {}, "comment": comment}
     assert llm_container.running("head") == ret
     assert not execute.called
+    assert llm_container.__salt__["llm_container.tidy"].called is not testmode
 
 
 def test_running_changes_what_is_not(llm_container, plan, execute, testmode):

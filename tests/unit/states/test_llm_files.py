@@ -13,11 +13,9 @@ def module():
 
 
 @pytest.fixture
-def llm_files(configure_loader, module, testmode, tmp_path):
-    module.folder.return_value = str(tmp_path)
-    salt = {f"llm_files.{name}": getattr(module, name) for name in ("pending", "write", "remove")}
-    salt |= {"llm_files.folder": module.folder}
-    salt["file.directory_exists"] = lambda path: (tmp_path / "there").exists()
+def llm_files(configure_loader, module, testmode):
+    names = ("pending", "write", "removable", "remove")
+    salt = {f"llm_files.{name}": getattr(module, name) for name in names}
     return configure_loader(llm_files_state, salt=salt, test=testmode)
 
 
@@ -43,14 +41,15 @@ def test_present_explains_a_failure(llm_files, module):
 
 
 def test_absent_is_already_true(llm_files, module):
+    module.removable.return_value = []
     ret = llm_files.absent("head")
     assert (ret["result"], ret["changes"]) == (True, {})
     module.remove.assert_not_called()
 
 
-def test_absent_removes_the_folder(llm_files, module, testmode, tmp_path):
-    (tmp_path / "there").touch()
+def test_absent_removes_the_files(llm_files, module, testmode):
+    module.removable.return_value = ["/llm/head/config", "/llm/head/live"]
     ret = llm_files.absent("head")
     assert ret["result"] is (None if testmode else True)
-    assert ret["changes"] == {"removed": str(tmp_path)}
+    assert ret["changes"] == {"removed": ["/llm/head/config", "/llm/head/live"]}
     assert module.remove.called is not testmode

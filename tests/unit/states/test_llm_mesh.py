@@ -116,3 +116,33 @@ def test_known_again_after_a_loss(llm_mesh, mesh, testmode):
     ret = llm_mesh.known("all", ["head"])
     assert ret["changes"] == {"head": {"old": None, "new": ["172.30.0.80"]}}
     assert mesh.route.called is not testmode
+
+
+def test_known_on_a_full_disk(llm_mesh, mesh, testmode):
+    mesh.endpoints.return_value = None
+    mesh.route.side_effect = CommandExecutionError("head.yaml: No space left on device")
+    ret = llm_mesh.known("all", ["head"])
+    assert ret["result"] is (None if testmode else False)
+    if not testmode:
+        assert ret["comment"] == "head.yaml: No space left on device"
+
+
+@pytest.mark.parametrize("old", [None, []])
+def test_unrouted_already(llm_mesh, mesh, old):
+    mesh.endpoints.return_value = old
+    ret = llm_mesh.unrouted("head")
+    assert (ret["result"], ret["changes"]) == (True, {})
+    assert not mesh.route.called
+
+
+def test_unrouted_from_now_on(llm_mesh, mesh, testmode):
+    ret = llm_mesh.unrouted("head")
+    assert ret["result"] is (None if testmode else True)
+    assert ret["changes"] == {"head": {"old": ["172.30.0.80"], "new": []}}
+    assert mesh.route.mock_calls == ([] if testmode else [(("head", []),)])
+
+
+def test_unrouted_explains_a_failure(llm_mesh, mesh):
+    mesh.endpoints.side_effect = CommandExecutionError("head.yaml is not what was written")
+    ret = llm_mesh.unrouted("head")
+    assert (ret["result"], ret["comment"]) == (False, "head.yaml is not what was written")
