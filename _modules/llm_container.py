@@ -366,6 +366,7 @@ def execute(plan):
     Returns ``{"changes": {container: [sentence]}, "errors": [sentence]}``: what was done, what
     went wrong.
     """
+    __salt__["llm_deploy.touch"]()
     for operation in plan["operations"]:
         __salt__["llm_deploy.tell"](f"{operation['container']}: {operation['sentence']}")
     try:

@@ -39,8 +39,9 @@ def current():
 
         salt '*' llm_deploy.current
 
-    Returns ``{"number": int, "state": "running" or how it ended, "since": ISO 8601, "before":
-    {service: {replica: {"container", "digest", "image", "parts"}}}}``.
+    Returns ``{"number": int, "state": "running" or how it ended, "since": ISO 8601, "touched":
+    whether it has changed containers, "before": {service: {replica: {"container", "digest",
+    "image", "parts"}}}}``.
     """
     return _read("deploy.json")
 
@@ -90,9 +91,25 @@ def begin(number):
         "number": number,
         "state": llm_release.RUNNING,
         "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "touched": False,
         "before": _serving(),
     })  # fmt: skip
     return time.time()
+
+
+def touch():
+    """
+    Note that the deploy under way changes containers of this host, if one is.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.touch
+    """
+    record = current() or {}
+    if record.get("state") == llm_release.RUNNING and not record["touched"]:
+        _write("deploy.json", record | {"touched": True})
 
 
 def end(number, state):
@@ -117,8 +134,7 @@ def end(number, state):
     if state == llm_release.DONE:
         (_root() / "refused.json").unlink(missing_ok=True)
     changes = _changes(record["before"], after)
-    files = llm_snapshot.differences(_root() / "services", _snapshot(number, "before"))
-    changes |= {f"files of {service}": names for service, names in files.items()}
+    changes |= {f"files of {service}": names for service, names in _changed(number).items()}
     if changes:
         llm_snapshot.take(_root() / "services", _snapshot(number, "after"))
     else:
@@ -150,9 +166,9 @@ def take_back(number, services):
     services
         Names of services of this host.
 
-    Returns ``{"begun": whether the deploy has begun here, "changes": {container: [cause]},
-    "errors": [sentence]}``. That it was taken back is remembered: no other way of applying brings
-    the same again, until the pillar says something else or the next deploy tries.
+    Returns ``{"begun": whether the deploy has changed anything here, "changes": {container:
+    [cause]}, "errors": [sentence]}``. That it was taken back is remembered: no other way of
+    applying brings the same again, until the pillar says something else or the next deploy tries.
     """
     record = current()
     if not record or record["number"] != number:
@@ -162,6 +178,8 @@ def take_back(number, services):
         __salt__["saltutil.kill_job"](run["jid"])
     wanted = {name: record["before"].get(name, {}) for name in services}
     why = f"release {number} was taken back"
+    if not record["touched"] and not _changed(number):
+        return {"begun": False, "changes": {}, "errors": []}
     return {"begun": True} | _go(wanted, _snapshot(number, "before"), number, why)
 
 
@@ -223,6 +241,11 @@ def refused(service):
     """
     found = (_read("refused.json") or {}).get(service)
     return found if found and (current() or {}).get("state") != llm_release.RUNNING else None
+
+
+def _changed(number):
+    """Return the live files that are not as before deploy ``number``, ``{service: [sentence]}``."""
+    return llm_snapshot.differences(_root() / "services", _snapshot(number, "before"))
 
 
 def _go(wanted, snapshot, number, why):

@@ -76,7 +76,8 @@ class Progress:
         for each in arguments:
             given |= each if isinstance(each, dict) else {}
         if (given.get("pillar") or {}).get("llm_deploy") == self.number:
-            return " ".join(", ".join(w) if isinstance(w, list) else str(w) for w in words)
+            named = [each if isinstance(each, list) else str(each).split(",") for each in words]
+            return " ".join(", ".join(each) for each in named)
         if data.get("fun", "").startswith("llm_deploy.") and words[:1] == [self.number]:
             return data["fun"]
         return None

@@ -43,6 +43,7 @@ class Host:
             "llm_health.wait": create_autospec(llm_health.wait, side_effect=self.wait),
             "llm_health.redacted": llm_health.redacted,
             "llm_deploy.tell": create_autospec(llm_deploy.tell),
+            "llm_deploy.touch": create_autospec(llm_deploy.touch),
             "llm_mesh.route": lambda service, addresses: self.routed.append((service, addresses)),
             "llm_drain.wait": create_autospec(llm_drain.wait, side_effect=self.drain),
         }

@@ -169,8 +169,24 @@ def test_take_back_pins_what_served_before(llm_deploy, containers, plan, live):
 
 def test_take_back_of_what_was_not_switched_refuses_nothing(llm_deploy):
     llm_deploy.begin(7)
+    llm_deploy.touch()
     assert llm_deploy.take_back(7, ["tail"]) == {"begun": True, "changes": {}, "errors": []}
     assert llm_deploy.refused("tail") is None
+
+
+def test_take_back_of_what_has_changed_nothing(llm_deploy):
+    llm_deploy.begin(7)
+    assert llm_deploy.take_back(7, ["tail"]) == {"begun": False, "changes": {}, "errors": []}
+    llm_deploy.__salt__["llm_container.plan"].assert_not_called()
+
+
+def test_touch_without_a_deploy(llm_deploy):
+    llm_deploy.touch()
+    assert llm_deploy.current() is None
+    llm_deploy.begin(7)
+    llm_deploy.end(7, "done")
+    llm_deploy.touch()
+    assert llm_deploy.current()["touched"] is False
 
 
 def test_take_back_where_it_has_not_begun(llm_deploy):
@@ -182,6 +198,7 @@ def test_take_back_where_it_has_not_begun(llm_deploy):
 def test_take_back_of_a_first_deploy(llm_deploy, containers):
     containers.clear()
     llm_deploy.begin(1)
+    llm_deploy.touch()
     (error,) = llm_deploy.take_back(1, ["tail"])["errors"]
     assert error == "tail: nothing of it served before, so there is no way back"
 
@@ -189,6 +206,7 @@ def test_take_back_of_a_first_deploy(llm_deploy, containers):
 @pytest.mark.parametrize("kind", ["conflicts", "missing"])
 def test_take_back_that_cannot_be(llm_deploy, plan, kind):
     llm_deploy.begin(7)
+    llm_deploy.touch()
     plan |= {"operations": [{}], kind: ["its container is gone"]}
     assert llm_deploy.take_back(7, ["tail"])["errors"] == ["its container is gone"]
     llm_deploy.__salt__["llm_container.execute"].assert_not_called()
@@ -196,6 +214,7 @@ def test_take_back_that_cannot_be(llm_deploy, plan, kind):
 
 def test_take_back_goes_on_with_the_next_service(llm_deploy, platform):
     llm_deploy.begin(7)
+    llm_deploy.touch()
     llm_deploy.__salt__["llm_container.plan"].side_effect = CommandExecutionError("no engine")
     errors = llm_deploy.take_back(7, ["tail", "head"])["errors"]
     assert errors[0] == "tail: no engine"
@@ -204,6 +223,7 @@ def test_take_back_goes_on_with_the_next_service(llm_deploy, platform):
 
 def test_refused_is_tried_again_by_the_next_deploy(llm_deploy, plan):
     llm_deploy.begin(7)
+    llm_deploy.touch()
     plan["operations"] = [{"do": "replace"}]
     llm_deploy.take_back(7, ["tail"])
     llm_deploy.end(7, "taken back")
