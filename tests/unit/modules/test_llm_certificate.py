@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import stat
+from unittest.mock import create_autospec
 
 import pytest
 from cryptography import x509
@@ -17,6 +18,7 @@ from salt.modules import x509_v2
 from saltfactories.utils.loader import LoaderModuleMock
 
 from _modules import llm_certificate as llm_certificate_module
+from _modules import llm_config
 from tests.support.certificates import Authority
 
 NAMES = ["DNS:tail.node1.llm", "DNS:llm.internal", "IP:127.0.0.1"]
@@ -70,6 +72,7 @@ def llm_certificate(configure_loader, platform, pillar, policy, asked, running):
         "x509.get_signing_policy": {"node1-tail": policy}.__getitem__,
         "llm_config.carried": lambda: ["tail", "cache"],
         "state.running": lambda: running,
+        "llm_config.check": create_autospec(llm_config.check, return_value=[]),
     }
     names = {"llm": pillar | {"names": {"tail": NAMES}}}
     opts = {"cachedir": "/nowhere", "test": False}
@@ -219,6 +222,12 @@ def test_renew_due_renews_what_runs_out(llm_certificate, root, platform):
     platform["certificates"] |= {"renew_days": 30, "authority_days": 3650}
     assert llm_certificate.renew_due() == {"tail": ["it runs out in 29 days"]}
     assert loaded(root / "services/tail/tls/cert.pem").serial_number != before
+
+
+def test_renew_due_leaves_a_pillar_with_mistakes_to_people(llm_certificate, root, platform):
+    llm_certificate.__salt__["llm_config.check"].return_value = ["site.yaml: a mistake"]
+    llm_certificate.__salt__["llm_config.platform"] = None
+    assert llm_certificate.renew_due() == {}
 
 
 def test_renew_due_renews_the_authority(llm_certificate, root, platform):
