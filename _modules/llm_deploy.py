@@ -26,7 +26,9 @@ def __virtual__():
 
 
 def _root():
-    return pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"])
+    """Return the platform's folder; what is not of its catalogue needs no sound pillar."""
+    site = (__pillar__.get("llm") or {}).get("site") or {}
+    return pathlib.Path(site["root"]) if site.get("root") else None
 
 
 def current():
@@ -356,7 +358,10 @@ def _snapshot(number, *when):
 
 
 def _read(name):
-    path = _root() / name
+    root = _root()
+    if not root:
+        return None
+    path = root / name
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

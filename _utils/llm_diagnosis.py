@@ -10,7 +10,7 @@ import llm_size
 from salt.exceptions import CommandExecutionError
 
 KILLED = 137  # exit code of what a signal 9 ended, the kernel's for want of memory among them
-LATE = 3  # seconds that the engine may hear of the want of memory after it heard of the death
+LATE = 2  # seconds that the engine may hear of the want of memory after it heard of the death
 # Colours and what else a terminal would obey.
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 

@@ -38,8 +38,8 @@ def plan():
 
 
 @pytest.fixture
-def llm_deploy(configure_loader, platform, containers, plan, tmp_path):
-    platform["site"]["root"] = str(tmp_path)
+def llm_deploy(configure_loader, platform, pillar, containers, plan, tmp_path):
+    platform["site"]["root"] = pillar["site"]["root"] = str(tmp_path)
     live = tmp_path / "services" / "tail" / "live" / "listeners.yaml"
     live.parent.mkdir(parents=True)
     live.write_text("one")
@@ -260,3 +260,9 @@ def test_records_are_for_root_alone(llm_deploy, tmp_path):
     llm_deploy.begin(7)
     assert (tmp_path / "deploy.json").stat().st_mode & 0o777 == 0o600
     assert json.loads((tmp_path / "deploy.json").read_text())["number"] == 7
+
+
+def test_current_without_a_platform(llm_deploy, pillar):
+    del pillar["site"]["root"]
+    assert llm_deploy.current() is None
+    assert llm_deploy.refused("tail") is None
