@@ -68,7 +68,8 @@ def begin(number, what):
     _lock().take(what, number)
     releases.abandon()
     commit = llm_release.commit(pathlib.Path(__opts__["file_roots"]["base"][0]).parent)
-    releases.write(llm_release.begun(number, what, llm_lock.who(), commit))
+    process = llm_lock.this_process()
+    releases.write(llm_release.begun(number, what, llm_lock.who(), commit, process))
     started = time.time()
     answers, silent = _ask(_hosts(), "llm_deploy.begin", number)
     problems = [f"{host} does not answer: is its minion running?" for host in silent]

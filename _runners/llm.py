@@ -474,11 +474,14 @@ def _release(orchestration, wait, test, **pillar):
     if test:
         return shown(outcome, llm_report.foreseen(outcome), retcode=outcome.get("retcode", 0))
     record = _releases().read(number)
-    if record:
+    if record and record["process"] == llm_lock.this_process():
         return shown(record, llm_report.ended(record), retcode=ENDS[record["result"]])
     failures = llm_outcome.failures(llm_outcome.found(outcome))
     text = "\n".join(failures) or "Nothing to do: all is as declared"
-    return shown({"error": text} if failures else {}, text, retcode=1 if failures else 0)
+    if not failures:
+        return shown({}, text)
+    # A record under this number is that of somebody who was quicker.
+    return shown({"error": text}, text, retcode=LOCKED if record else 1)
 
 
 def _free(wait):

@@ -73,7 +73,13 @@ class Lock:
                 raise CommandExecutionError(
                     f"release {last} came in between: nothing was changed; deploy again"
                 )
-            record = {"number": number, "what": what, "who": who(), "by_hand": by_hand, **_self()}
+            record = {
+                "number": number,
+                "what": what,
+                "who": who(),
+                "by_hand": by_hand,
+                **this_process(),
+            }
             record["since"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             _write(file, {"last": last if number is None else number, "holder": record})
         return record
@@ -143,8 +149,10 @@ def _write(file, found):
     os.pwrite(file, json.dumps(found).encode() + b"\n", 0)  # one call, so whole or not at all
 
 
-def _self():
-    """Return what tells this process from every other, also from a later one of its number."""
+def this_process():
+    """
+    Return what tells this process from every other, also from a later one of its number.
+    """
     pid = os.getpid()
     return {"host": platform.node(), "pid": pid, "started": _started(pid)}
 

@@ -23,7 +23,7 @@ class Releases:
     The records of releases in ``folder``, a file of JSON each.
 
     A record has ``number``, ``what`` (``deploy``, ``rollback to 5``, ...), ``who``, ``when``
-    (ISO 8601), ``commit``, ``result``, ``stable`` (whether it passed its verification), ``why``
+    (ISO 8601), ``commit``, ``process`` (which made it), ``result``, ``stable`` (whether it passed its verification), ``why``
     (what went wrong, as a list of lines), ``seconds``, ``changes`` (``{host: {what: [cause]}}``)
     and ``hosts`` (``{host: {service: {replica: {"container", "digest", "image"}}}}``: what serves
     since then).
@@ -109,9 +109,9 @@ class Releases:
         return found
 
 
-def begun(number, what, who, commit):
+def begun(number, what, who, commit, process=None):
     """
-    Return the record of a release that begins now.
+    Return the record of a release that begins now, made by ``process`` as `llm_lock` tells it.
     """
     return {
         "number": number,
@@ -119,6 +119,7 @@ def begun(number, what, who, commit):
         "who": who,
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
+        "process": process,
         "result": RUNNING,
         "stable": False,
         "why": [],
