@@ -403,8 +403,8 @@ def release(number):
         The release.
 
     Exit code: 0 shown, 1 there is none. JSON: ``{"number", "what", "who", "when", "commit",
-    "result", "stable", "why": [line], "seconds", "changes": {host: {what: [cause]}}, "hosts":
-    {host: {service: {replica: {"container", "digest", "image"}}}}}``.
+    "process", "result", "stable", "why": [line], "seconds", "changes": {host: {what: [cause]}},
+    "hosts": {host: {service: {replica: {"container", "digest", "image"}}}}}``.
     """
     found = _releases().read(number)
     if not found:
@@ -463,9 +463,8 @@ def unlock(force=False):
 
 def _release(orchestration, wait, test, **pillar):
     """Make a release by an orchestration; return the answer of the command."""
-    shown = functools.partial(
-        _answer, event=__jid_event__
-    )  # the orchestration's runners replace it
+    # The runners that the orchestration calls put theirs in its place.
+    shown = functools.partial(_answer, event=__jid_event__)
     try:
         number = _free(wait).next()
         outcome = _orchestrated(orchestration, number, test, pillar)

@@ -23,10 +23,10 @@ class Releases:
     The records of releases in ``folder``, a file of JSON each.
 
     A record has ``number``, ``what`` (``deploy``, ``rollback to 5``, ...), ``who``, ``when``
-    (ISO 8601), ``commit``, ``process`` (which made it), ``result``, ``stable`` (whether it passed its verification), ``why``
-    (what went wrong, as a list of lines), ``seconds``, ``changes`` (``{host: {what: [cause]}}``)
-    and ``hosts`` (``{host: {service: {replica: {"container", "digest", "image"}}}}``: what serves
-    since then).
+    (ISO 8601), ``commit``, ``process`` (which made it), ``result``, ``stable`` (whether it passed
+    its verification), ``why`` (what went wrong, as a list of lines), ``seconds``, ``changes``
+    (``{host: {what: [cause]}}``) and ``hosts`` (``{host: {service: {replica: {"container",
+    "digest", "image"}}}}``: what serves since then).
     """
 
     def __init__(self, folder):
