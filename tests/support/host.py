@@ -39,7 +39,6 @@ THE_SYSTEMS = re.compile(
 )
 MIRROR = "http://deb.debian.org/debian"
 BARE = ("python3", "make", "ca-certificates")
-SYSTEMD = ("systemd", "systemd-sysv", "dbus")
 # By number, as far as engines know them; where --privileged is refused, each is asked for by name.
 CAPABILITIES = """
     CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
@@ -82,7 +81,8 @@ def image(client, suite="trixie", packages=BARE):
 
 class Host:
     """
-    A nested host.
+    A nested host, without systemd: that would mount hierarchies of its own into this machine's
+    cgroups, after which the engine hears of no want of memory any more.
 
     name
         Of its container; also of its cgroup.
@@ -92,16 +92,13 @@ class Host:
         The Debian release. Default: trixie.
     network
         Name of the engine's network that it joins. Default: the engine's own bridge.
-    systemd
-        Whether systemd is its first process. Default: nothing but an init that sleeps.
     """
 
-    def __init__(self, name, memory=None, suite="trixie", network=None, systemd=False):
+    def __init__(self, name, memory=None, suite="trixie", network=None):
         self.name = name
         self.memory = memory
         self.suite = suite
         self.network = network
-        self.systemd = systemd
         self.client = docker.from_env(timeout=600)
         self.container = None
 
@@ -110,7 +107,7 @@ class Host:
         self.stop()
         api = self.client.api
         settings = api.create_host_config(
-            init=not self.systemd,
+            init=True,
             cap_add=capabilities(),
             security_opt=["seccomp=unconfined", "apparmor=unconfined"],
             device_cgroup_rules=["a *:* rwm"],
@@ -121,8 +118,8 @@ class Host:
         )
         settings |= {"MaskedPaths": [], "ReadonlyPaths": []}
         created = api.create_container(
-            image(self.client, self.suite, BARE + SYSTEMD * self.systemd),
-            command=["/lib/systemd/systemd"] if self.systemd else ["sleep", "infinity"],
+            image(self.client, self.suite),
+            command=["sleep", "infinity"],
             environment={"container": "docker"},
             name=self.name,
             hostname=self.name,
@@ -132,8 +129,6 @@ class Host:
         )
         self.container = self.client.containers.get(created["Id"])
         self.container.start()
-        if self.systemd:
-            self.wait_for("systemctl is-system-running | grep -E 'running|degraded'")
         self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys; mkdir -p /etc/docker")
         self.write("/etc/docker/daemon.json", f'{{"cgroup-parent": "/{self.name}"}}')
         extra = pathlib.Path("/usr/local/share/ca-certificates")
