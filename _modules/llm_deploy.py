@@ -88,6 +88,7 @@ def begin(number):
     if runs := _wait_for_other_runs():
         named = ", ".join(f"{run['fun']} (job {run['jid']})" for run in runs)
         raise CommandExecutionError(f"still at work here: {named}; wait, or saltutil.kill_job")
+    _snapshot(number).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
     _write("deploy.json", {
         "number": number,
@@ -134,7 +135,8 @@ def end(number, state):
     after = _serving()
     _write("deploy.json", record | {"state": state})
     if state == llm_release.DONE:
-        (_root() / "refused.json").unlink(missing_ok=True)
+        found = _read("refused.json") or {}  # what this one has not gone back from is settled
+        _write("refused.json", {k: each for k, each in found.items() if each["number"] == number})
     changes = _changes(record["before"], after)
     changes |= {f"files of {service}": names for service, names in _changed(number).items()}
     if changes:
@@ -264,7 +266,7 @@ def _go(wanted, snapshot, number, why):
             plan = __salt__["llm_container.plan"](specs)
             if plan["operations"] or restored:
                 files = {file: fingerprints[file] for file in restored if file in fingerprints}
-                _refuse(service, why, wishes, replicas, files)
+                _refuse(service, number, why, wishes, replicas, files)
             if found := plan["conflicts"] + plan["missing"]:
                 errors += found
                 continue
@@ -291,13 +293,19 @@ def _pinned(service, replicas, why):
     return specs, wishes
 
 
-def _refuse(service, why, wishes, replicas, fingerprints):
+def _refuse(service, number, why, wishes, replicas, fingerprints):
     """Remember what must not come again of itself."""
     found = _read("refused.json") or {}
     digests = {
         replica: replicas[replica]["digest"] if replica in replicas else None for replica in wishes
     }
-    found[service] = {"why": why, "wishes": wishes, "digests": digests, "files": fingerprints}
+    found[service] = {
+        "number": number,
+        "why": why,
+        "wishes": wishes,
+        "digests": digests,
+        "files": fingerprints,
+    }
     _write("refused.json", found)
 
 

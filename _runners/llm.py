@@ -465,6 +465,8 @@ def _release(orchestration, wait, test, **pillar):
     """Make a release by an orchestration; return the answer of the command."""
     # The runners that the orchestration calls put theirs in its place.
     shown = functools.partial(_answer, event=__jid_event__)
+    if mistakes := _reviewed():
+        return _verdict(mistakes)
     try:
         number = _free(wait).next()
         outcome = _orchestrated(orchestration, number, test, pillar)

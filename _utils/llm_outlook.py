@@ -5,7 +5,8 @@ and how long it may take. Nothing here asks anybody.
 
 ROUTE = 10  # seconds that `llm_mesh.route` waits for the Envoys
 UNLIMITED = ("build", "pull", "fetch", "install")  # nothing says how long these may take
-RANK = ("create", "replace", "start", "resume", "remove", "rename", "update")  # the gravest first
+# The gravest first.
+RANK = ("create", "replace", "start", "resume", "park", "remove", "rename", "update")
 
 
 def service(plan, service, wanted, running):

@@ -221,6 +221,8 @@ def remove_generated(installation):
     for path in [*generated_secrets(installation), *Path("/run").glob("llm_*.lock")]:
         path.unlink()
     SYSCTL.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others have files there, or there is none
+        SYSCTL.parent.rmdir()
     with contextlib.suppress(OSError):  # git knows some, or there are none
         (installation.pillar / "secrets").rmdir()
     if not installation.is_default:  # the rest is the first installation's

@@ -71,7 +71,10 @@ def _deployed(platform, data):
 
 @pytest.fixture(autouse=True)
 def _as_before(platform, client):
-    """After each test the platform is as it was, and answers."""
+    """After each test the platform is as it was, and answers; before, nothing is parked."""
+    exited = ["--filter", f"label=llm.site={platform.name}", "--filter", "status=exited"]
+    if parked := docker("ps", "-aq", *exited).split():
+        docker("rm", *parked)
     yield
     platform.apply()
     assert completion(client)
@@ -143,7 +146,7 @@ def test_a_replica_more_and_a_live_file_alone(platform):
         assert _deployed(platform, data) == {"rate-limiter"}
     code, data = _plan(platform)
     assert code == 2, data["problems"]
-    assert _actions(data) == {("rate-limiter", "remove", "only 1 wanted")}
+    assert _actions(data) == {("rate-limiter", "park", "only 1 wanted")}
     assert _deployed(platform, data) == {"rate-limiter"}
 
 

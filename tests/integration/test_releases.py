@@ -148,7 +148,7 @@ def test_refused_release_changes_nothing(platform):
     assert "memory" in "\n".join(said["why"])
     assert said["result"] == "refused"
     with platform.service_changed("head", memory="900"):
-        assert "memory" in release(platform, code=1)["error"]
+        assert "memory" in "\n".join(release(platform, code=1)["problems"])
     assert platform.containers() == before
 
 

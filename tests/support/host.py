@@ -34,6 +34,7 @@ THE_SYSTEMS = re.compile(
     r"/var/(lib/(dpkg|apt|systemd|ucf|python)|cache/(apt|debconf|ldconfig)|log/(apt|journal))/"
     r"|/var/log/(dpkg|alternatives)\.log$|/run/((credentials|systemd)/|adduser$)"
     r"|/etc/(alternatives|ssl/certs)/|/etc/(ld\.so\.cache|networks|(g?shadow|passwd|group)-?)$"
+    r"|/etc/rc[0-6S]\.d/[SK][0-9]{2}\w+$"
     r"|/etc/systemd/(system|user)/[^/]*\.(wants|requires)$|/(var/)?tmp/systemd-private-"
     r"|/usr/(lib|share)/python3?[^ ]*/__pycache__"
 )

@@ -141,7 +141,7 @@ def two_models(start, model_proxy, tmp_path_factory):
 def test_model_proxy_of_two_names_its_models(two_models):
     api = client(two_models, "model-proxy.key")
     assert sorted(each.id for each in api.models.list()) == ["org/second", "tiny"]
-    with pytest.raises(openai.NotFoundError, match="there are second, tiny"):
+    with pytest.raises(openai.NotFoundError, match="there are org/second, tiny"):
         api.chat.completions.create(model="third", messages=messages("one"))
     answer = httpx.post(f"{two_models.url}/v1/completions", content=b"[]")
     assert answer.status_code == 400
