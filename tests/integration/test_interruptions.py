@@ -51,13 +51,19 @@ def _all(platform):
 
 
 def _nothing_is_left_over(platform):
-    """Of each service one runs, at most ``keep`` are parked, and no file is without container."""
+    """
+    Of each service one runs, at most ``keep`` of each replica that there ever was are parked, and
+    no file is without container.
+    """
     found = _all(platform)
-    for service in {service for service, _, _ in found.values()}:
-        states = sorted((state, policy) for of, state, policy in found.values() if of == service)
-        *parked, one = states
-        assert one == ("running", "always"), (service, states)
-        assert parked in [[("exited", "no")] * count for count in range(KEEP + 1)], service
+    parked = []
+    for name, (service, state, policy) in found.items():
+        assert (state, policy) in (("running", "always"), ("exited", "no")), (name, state, policy)
+        if state == "exited":
+            parked.append(name.rpartition("-g")[0])
+        else:
+            assert _services(platform).count(service) == 1
+    assert not [replica for replica in parked if parked.count(replica) > KEEP]
     assert not list(platform.root.rglob(".unfinished-*"))
     assert not list(platform.root.rglob(".*.new"))
     folders = platform.root.glob("services/*/run/*")
