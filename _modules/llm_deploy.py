@@ -134,8 +134,8 @@ def end(number, state):
     record = _of(number)
     after = _serving()
     _write("deploy.json", record | {"state": state})
-    if state == llm_release.DONE:
-        found = _read("refused.json") or {}  # what this one has not gone back from is settled
+    if state == llm_release.DONE and (found := _read("refused.json")):
+        # What this one has not gone back from is settled.
         _write("refused.json", {k: each for k, each in found.items() if each["number"] == number})
     changes = _changes(record["before"], after)
     changes |= {f"files of {service}": names for service, names in _changed(number).items()}
