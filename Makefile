@@ -25,7 +25,7 @@ unit:   ## Run the quick tests
 
 bench:  ## Measure against the peers; a table, and bench.json
 	@$(BOOTSTRAP) environment tests
-	@cd $(CURDIR) && $(VENV)/python -m tests.benchmarks
+	@cd $(CURDIR) && PYTHONPATH=bin $(VENV)/python -m tests.benchmarks
 
 lint:   ## Check style and format of Python, YAML and states
 	@$(BOOTSTRAP) environment tests

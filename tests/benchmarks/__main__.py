@@ -5,6 +5,8 @@
 import argparse
 import pathlib
 
+from bootstrap.testing import started_engine
+
 from tests.benchmarks import installation, twelve
 from tests.benchmarks.figures import Figures
 
@@ -18,9 +20,10 @@ def main():
     parser.add_argument("--json", default=REPOSITORY / "bench.json", help="where to write figures")
     arguments = parser.parse_args()
     figures = Figures()
-    twelve.measure(figures, arguments.runs)
-    installation.measure(figures, arguments.runs)
-    installation.measure_bare(figures)
+    with started_engine():
+        twelve.measure(figures, arguments.runs)
+        installation.measure(figures, arguments.runs)
+        installation.measure_bare(figures)
     figures.show()
     figures.save(arguments.json)
 
