@@ -461,6 +461,85 @@ def unlock(force=False):
     return _answer({"freed": holder}, text)
 
 
+@_told
+def history(lines=20):
+    """
+    Show what was found amiss between deploys on every host, and what was done about it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.history
+        salt-run llm.history lines=100 --out=json
+
+    lines
+        How many entries at most. Default: 20.
+
+    Exit code: 0 shown, 1 a host did not answer. JSON: ``{"history": [...], "silent": [host]}``, the
+    entries as `llm_watch.history` returns them, each with its ``host``, the last one last.
+    """
+    hosts = list(_pillar()["site"]["hosts"])
+    answers = _asked(_refreshed(hosts), "llm_watch.history", lines=lines)
+    found = [{"host": host, **each} for host, entries in answers.items() for each in entries]
+    found = sorted(found, key=lambda each: each["time"])[-lines:]
+    silent = [host for host in hosts if host not in answers]
+    data = {"history": found, "silent": silent}
+    return _answer(data, llm_report.history(data), retcode=1 if silent else 0)
+
+
+@_told
+def maintenance(name=None, reason="not said", hours=2, end=False):
+    """
+    Leave a service or a host alone for a while: what is stopped, removed or changed there by hand
+    stays so. Deploys are not held off; `lock` does that. Without a name, show what is left alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.maintenance
+        salt-run llm.maintenance head reason='looking for a leak' hours=1
+        salt-run llm.maintenance node1 end=True
+
+    name
+        A service, on every host that carries it, or a host. Default: none.
+    reason
+        For those who wonder. Default: ``not said``.
+    hours
+        After so many it ends by itself. Default: 2.
+    end
+        End it. Default: ``False``.
+
+    Exit code: 0 done, 1 not, or a host did not answer. JSON: ``{"maintenance": {host: {name:
+    {"reason", "until"}}}, "silent": [host]}``, after what was asked is done.
+    """
+    pillar = _pillar()
+    every = concerned = list(pillar["site"]["hosts"])
+    if name in pillar["services"]:
+        concerned = llm_catalogue.carriers(pillar["services"], pillar["site"], name)
+    elif name in every:
+        concerned = [name]
+    elif name:
+        known = [*pillar["services"], *every]
+        hint = llm_problem.guess(name, known) or f"there are {', '.join(known)}"
+        raise SaltInvocationError(f'unknown service or host "{name}"; {hint}')
+    if name and end:
+        done = _asked(concerned, "llm_watch.resume", name)
+    elif name:
+        done = _asked(concerned, "llm_watch.maintain", name, reason, hours=hours)
+    else:
+        done = {}
+    found = _asked(every, "llm_watch.maintenance")
+    silent = [
+        host
+        for host in every
+        if host not in found or (name and host in concerned and host not in done)
+    ]
+    data = {"maintenance": found, "silent": silent}
+    return _answer(data, llm_report.maintenance(data), retcode=1 if silent else 0)
+
+
 def _release(orchestration, wait, test, **pillar):
     """Make a release by an orchestration; return the answer of the command."""
     # The runners that the orchestration calls put theirs in its place.
