@@ -347,10 +347,12 @@ def maintain(name, reason, hours=2):
         For those who wonder.
     hours
         After so many it ends by itself. Default: 2.
+
+    Returns ``{"reason": str, "until": Unix time}``.
     """
-    found = maintenance()
-    found[name] = {"reason": str(reason), "until": time.time() + float(hours) * 3600}
-    llm_record.write(_folder() / llm_watch.MAINTENANCE, found)
+    entry = {"reason": str(reason), "until": time.time() + float(hours) * 3600}
+    llm_record.write(_folder() / llm_watch.MAINTENANCE, maintenance() | {name: entry})
+    return entry
 
 
 def resume(name):

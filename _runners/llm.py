@@ -514,30 +514,29 @@ def maintenance(name=None, reason="not said", hours=2, end=False):
     Exit code: 0 done, 1 not, or a host did not answer. JSON: ``{"maintenance": {host: {name:
     {"reason", "until"}}}, "silent": [host]}``, after what was asked is done.
     """
-    pillar = _pillar()
-    every = concerned = list(pillar["site"]["hosts"])
-    if name in pillar["services"]:
-        concerned = llm_catalogue.carriers(pillar["services"], pillar["site"], name)
-    elif name in every:
-        concerned = [name]
-    elif name:
-        known = [*pillar["services"], *every]
-        hint = llm_problem.guess(name, known) or f"there are {', '.join(known)}"
-        raise SaltInvocationError(f'unknown service or host "{name}"; {hint}')
-    if name and end:
-        done = _asked(concerned, "llm_watch.resume", name)
-    elif name:
-        done = _asked(concerned, "llm_watch.maintain", name, reason, hours=hours)
+    hosts = list(_pillar()["site"]["hosts"])
+    asked = _concerned(name) if name else []
+    if end:
+        done = _asked(asked, "llm_watch.resume", name)
     else:
-        done = {}
-    found = _asked(every, "llm_watch.maintenance")
-    silent = [
-        host
-        for host in every
-        if host not in found or (name and host in concerned and host not in done)
-    ]
+        done = _asked(asked, "llm_watch.maintain", name, reason, hours=hours)
+    found = _asked(hosts, "llm_watch.maintenance")
+    silent = [host for host in hosts if host not in found or host in set(asked) - done.keys()]
     data = {"maintenance": found, "silent": silent}
     return _answer(data, llm_report.maintenance(data), retcode=1 if silent else 0)
+
+
+def _concerned(name):
+    """Return the hosts that carry service ``name``, or that host."""
+    pillar = _pillar()
+    services, hosts = pillar["services"], pillar["site"]["hosts"]
+    if name in services:
+        return llm_catalogue.carriers(services, pillar["site"], name)
+    if name in hosts:
+        return [name]
+    known = [*services, *hosts]
+    hint = llm_problem.guess(name, known) or f"there are {', '.join(known)}"
+    raise SaltInvocationError(f'unknown service or host "{name}"; {hint}')
 
 
 def _release(orchestration, wait, test, **pillar):

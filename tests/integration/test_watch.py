@@ -5,6 +5,7 @@ What is done to containers between deploys is put back by the minion itself.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,9 +16,9 @@ from tests.support.faults import completion
 from tests.support.platform import docker
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _watched(platform):
-    """Let the watch do its work, and no more of it than for one test."""
+    """Let the watch do its work, which nothing else here expects."""
     platform.run("llm.maintenance", "node1", "end=True")
     yield
     platform.run("llm.maintenance", "node1", "reason=tests do things by hand", "hours=24")
@@ -149,7 +150,9 @@ def test_a_crash_loop_is_told_once_and_left_to_the_engine(platform, client):
         wait_for(lambda: is_running(name))
     (entry,) = wait_for(lambda: history(platform, since))
     assert entry["container"] == name
-    assert entry["seen"].startswith("crash loop: running, ")
+    assert re.match(
+        r"crash loop: (running|restarting), exit code 137, .*restarts [5-7]", entry["seen"]
+    )
     assert entry["do"] == "nothing"
     assert entry["log"]
     assert "crash loop" in platform.run("llm.status", check=False).stdout
