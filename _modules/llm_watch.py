@@ -34,6 +34,14 @@ def _folder(root=None):
     return pathlib.Path(root or site["root"]) if root or site.get("root") else None
 
 
+def _read(folder, name):
+    """Return what a file of ours holds, ``None`` also when a power cut has left it broken."""
+    try:
+        return llm_record.read(folder / name)
+    except CommandExecutionError:
+        return None
+
+
 def look(root=None):
     """
     Look at every service once, and put back what is not as it was deployed. Does nothing while a
@@ -51,7 +59,7 @@ def look(root=None):
     Returns the seconds after which it wants to look again, ``None`` when it has no need to.
     """
     folder = _folder(root)
-    deployed = llm_record.read(folder / llm_watch.DEPLOYED)
+    deployed = _read(folder, llm_watch.DEPLOYED)
     if not deployed or not deployed["services"]:
         return None
     __salt__["llm_config.assume"](deployed["platform"])
@@ -74,8 +82,7 @@ class _Watch:
         self.platform = deployed["platform"]
         self.deployed = deployed["services"]
         self.maintenance = maintenance(folder)
-        known = llm_record.read(folder / llm_watch.TROUBLES)
-        self.known = known or {"services": {}, "restarts": {}}
+        self.known = _read(folder, llm_watch.TROUBLES) or llm_watch.NONE
         self.troubles = dict(self.known["services"])
         self.again = []  # seconds after which there is something to do
 
@@ -103,17 +110,15 @@ class _Watch:
         trouble = dict(self.troubles.get(service) or llm_watch.fresh(since))
         if trouble["since"] != since:
             trouble = llm_watch.fresh(since)
-        findings = _findings(service, plan)
-        if not findings and not plan["conflicts"]:
-            findings = self.misrouted(service, containers)
-        if not findings and not plan["conflicts"]:
+        findings = _findings(service, plan) or self.misrouted(service, containers)
+        if not findings:
             if llm_watch.is_over(trouble, now):
                 self.troubles.pop(service, None)
             return
         if held := self.held(service):
             self.tell(trouble, findings, "left alone", held)
             self.again.append(HELD)
-        elif not trouble["gave_up"]:
+        elif trouble["ended"] != llm_watch.GIVEN_UP:
             self.heal(service, plan, findings, trouble, now)
         self.troubles[service] = trouble
 
@@ -138,18 +143,18 @@ class _Watch:
     def heal(self, service, plan, findings, trouble, now):
         """Try to put ``service`` right when its time has come, and a few times only."""
         if wanting := plan["conflicts"] + plan["missing"]:
-            trouble["gave_up"] = True
-            self.tell(trouble, findings, "nothing", f"a deploy is wanted: {'; '.join(wanting)}")
+            trouble["ended"] = llm_watch.WANTING
+            self.tell(trouble, findings, "nothing", f"{llm_watch.WANTING}: {'; '.join(wanting)}")
             return
         if wait := llm_watch.patience(trouble, now):
             self.again.append(wait)
             return
         if trouble["tries"] >= llm_watch.TRIES:
-            trouble["gave_up"] = True
-            result = f"crash loop: given up after {llm_watch.TRIES} tries"
+            trouble["ended"] = llm_watch.GIVEN_UP
+            result = f"crash loop: {llm_watch.GIVEN_UP} after {llm_watch.TRIES} tries"
             self.tell(trouble, findings, "nothing", result)
             return
-        trouble |= {"tries": trouble["tries"] + 1, "last": now, "told": ""}
+        trouble |= {"tries": trouble["tries"] + 1, "last": now, "told": "", "ended": ""}
         self.troubles[service] = trouble
         self.keep(self.known["restarts"])  # before: what ends this process must not end the count
         error = self.mend(service, plan)
@@ -213,7 +218,7 @@ class _Watch:
 
 def _findings(service, plan):
     """Return what ``plan`` finds wrong, as entries of the history."""
-    return [
+    found = [
         {
             "service": service,
             "container": operation["container"],
@@ -222,6 +227,10 @@ def _findings(service, plan):
         }
         for operation in plan["operations"]
     ]
+    if not found and plan["conflicts"]:
+        seen = "something stands in its way"
+        found = [{"service": service, "container": None, "seen": seen, "do": "nothing"}]
+    return found
 
 
 def remember(service, changed=True):
@@ -242,7 +251,7 @@ def remember(service, changed=True):
     """
     folder = _folder()
     path = folder and folder / llm_watch.DEPLOYED
-    known = (path and llm_record.read(path)) or {"platform": None, "services": {}}
+    known = (path and _read(folder, path.name)) or {"platform": None, "services": {}}
     services, made = dict(known["services"]), _serving(service)
     if not made:
         if services.pop(service, None):
@@ -390,8 +399,7 @@ def maintenance(root=None):
 
     Returns ``{service or host: {"reason": str, "until": Unix time}}``.
     """
-    found = llm_record.read(_folder(root) / llm_watch.MAINTENANCE)
-    return llm_watch.in_force(found, time.time())
+    return llm_watch.in_force(_read(_folder(root), llm_watch.MAINTENANCE), time.time())
 
 
 def notes():
@@ -406,13 +414,13 @@ def notes():
 
     Returns ``{service: sentence}``.
     """
-    known = llm_record.read(_folder() / llm_watch.TROUBLES) or {"services": {}, "restarts": {}}
+    known = _read(_folder(), llm_watch.TROUBLES) or llm_watch.NONE
     found = {
         each["service"]: "crash loop" for each in known["restarts"].values() if each["looping"]
     }
     for service, trouble in known["services"].items():
-        if trouble["gave_up"]:
-            found[service] = "given up"
+        if trouble["ended"]:
+            found[service] = trouble["ended"]
     held = maintenance()
     for service in __salt__["llm_config.carried"]():
         for name in (service, __opts__["id"]):

@@ -21,6 +21,8 @@ FIRST = 10  # seconds from the first try to the second; each later one takes twi
 WELL = 600  # seconds after which a container that was well all the time counts as new
 RESTARTS, WITHIN = 5, 120  # so many restarts in so many seconds are a crash loop
 KEPT = 1000  # entries of the history
+NONE = {"services": {}, "restarts": {}}  # troubles
+GIVEN_UP, WANTING = "given up", "a deploy is wanted"  # how the trouble with a service may end
 
 
 @contextlib.contextmanager
@@ -56,7 +58,7 @@ def fresh(since):
     since
         When what serves of it was deployed: what comes later has its own chance.
     """
-    return {"since": since, "tries": 0, "last": 0, "told": "", "gave_up": False}
+    return {"since": since, "tries": 0, "last": 0, "told": "", "ended": ""}
 
 
 def patience(trouble, now):

@@ -307,7 +307,18 @@ def test_what_only_a_deploy_can_bring_is_told_once(llm_watch, plans, execute, hi
     (entry,) = history()
     assert entry["result"] == "a deploy is wanted: image llm/head:1 is not on this host"
     assert not execute.called
-    assert llm_watch.notes() == {"head": "given up"}
+    assert llm_watch.notes() == {"head": "a deploy is wanted"}
+    plans["head"] = START
+    llm_watch.look()
+    assert execute.called  # somebody has brought it
+    assert llm_watch.notes() == {}
+
+
+def test_what_stands_in_the_way_is_told(llm_watch, plans, history):
+    plans["head"] = NOTHING | {"conflicts": ["two claim to be llm-head-1-g2"]}
+    llm_watch.look()
+    (entry,) = history()
+    assert entry["result"] == "a deploy is wanted: two claim to be llm-head-1-g2"
 
 
 def test_an_engine_that_is_gone_ends_a_look(llm_watch, salt):
@@ -432,6 +443,18 @@ def test_remember_writes_nothing_when_nothing_has_changed(llm_watch, tmp_path):
     before = path.stat().st_mtime_ns, path.read_text()
     llm_watch.remember("head", changed=False)
     assert (path.stat().st_mtime_ns, path.read_text()) == before
+
+
+@pytest.mark.parametrize("name", ["deployed.json", "troubles.json", "maintenance.json"])
+def test_a_file_that_a_power_cut_has_broken_is_written_anew(llm_watch, plans, tmp_path, name):
+    (tmp_path / name).write_text("")
+    plans["head"] = START
+    llm_watch.look()
+    llm_watch.remember("head")
+    llm_watch.maintain("head", "why")
+    llm_watch.look()
+    assert llm_record.read(tmp_path / name)
+    assert llm_watch.notes()["head"].endswith("why")
 
 
 def test_remember_leaves_alone_what_is_in_no_catalogue(llm_watch, containers, tmp_path, pillar):
