@@ -52,8 +52,11 @@ def _look(root):
     """Look at everything once; return the seconds until the next look."""
     try:
         again = __salt__["llm_watch.look"](root)
-    except (CommandExecutionError, OSError) as err:
+    except CommandExecutionError as err:
         log.warning("%s", err)
+        return LONGEST
+    except Exception:
+        log.exception("A look at what was deployed failed")  # the next one may not
         return LONGEST
     return INTERVAL if again is None else min(max(SETTLED, again), INTERVAL)
 

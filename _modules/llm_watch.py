@@ -291,7 +291,7 @@ def _serving(service):
     return found
 
 
-def wait(timeout=120):
+def wait(timeout=300):
     """
     Return once nothing is being healed on this host; as long as a state run or a deploy is under
     way, nothing is.
@@ -303,7 +303,7 @@ def wait(timeout=120):
         salt '*' llm_watch.wait
 
     timeout
-        Seconds until giving up. Default: 120.
+        Seconds until giving up. Default: 300.
 
     Raises ``CommandExecutionError`` when the time is over.
     """

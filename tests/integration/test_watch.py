@@ -100,24 +100,28 @@ def _is_served(client):
         return False
 
 
-def test_nothing_is_done_during_a_state_run(platform, tmp_path):
+def test_nothing_is_done_during_a_state_run(platform, tmp_path, history):
     """What happens meanwhile is looked at afterwards."""
-    begun, hold = tmp_path / "begun", tmp_path / "hold"
+    begun, hold, script = (tmp_path / name for name in ("begun", "hold", "script"))
     hold.touch()
-    command = f"touch {begun}; while test -e {hold}; do sleep 0.2; done"
-    arguments = ["state.single", "cmd.run", f"name={command}", "python_shell=True"]
+    script.write_text(f"touch {begun}; while test -e {hold}; do sleep 0.2; done")
+    arguments = ["state.single", "cmd.run", f"sh {script}"]
     name = platform.container("rate-limiter")
     run = subprocess.Popen(
         platform.command("salt-call", platform.minion.config_dir, arguments),
         cwd=platform.folder, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    _wait_for(begun.exists)
-    docker("kill", name)
-    time.sleep(4)
-    assert not _runs(name)
-    hold.unlink()
+    try:
+        _wait_for(begun.exists)
+        docker("kill", name)
+        time.sleep(4)
+        assert not _runs(name)
+    finally:
+        hold.unlink()
     assert run.wait(timeout=120) == 0
-    _wait_for(lambda: _runs(name))
+    (entry,) = _wait_for(history)
+    assert (entry["seen"], entry["result"]) == ("it was killed", "done")
+    assert _runs(name)
 
 
 def test_what_is_in_maintenance_is_left_alone(platform, history):
@@ -133,7 +137,8 @@ def test_what_is_in_maintenance_is_left_alone(platform, history):
         assert not _runs(name)
     finally:
         platform.run("llm.maintenance", "rate-limiter", "end=True")
-    _wait_for(lambda: _runs(name))
+    _wait_for(lambda: [each["result"] for each in history()][1:] == ["done"])
+    assert _runs(name)
 
 
 def test_a_crash_loop_is_told_once_and_left_to_the_engine(platform, history):

@@ -132,7 +132,6 @@ class Host:
         )
         self.container = self.client.containers.get(created["Id"])
         self._boot()
-        self.run("mkdir -p /etc/docker")
         self.write("/etc/docker/daemon.json", f'{{"cgroup-parent": "/{self.name}"}}')
         extra = pathlib.Path("/usr/local/share/ca-certificates")
         if extra.is_dir() and any(extra.iterdir()):
@@ -143,7 +142,7 @@ class Host:
     def _boot(self):
         """Start its first process, and let an engine write where it has to."""
         self.container.start()
-        self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys")
+        self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys; mkdir -p /etc/docker")
 
     def reboot(self):
         """End all of its processes at once, as a power cut does, and start it again."""

@@ -88,10 +88,14 @@ def test_a_look_tells_when_the_next_one_is_due(llm_watch, look, again, seconds):
     assert llm_watch._look("/var/lib/llm") == seconds
 
 
-def test_a_look_that_fails_is_repeated(llm_watch, look, log):
-    look.side_effect = [CommandExecutionError("deployed.json: what is this")]
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [(CommandExecutionError("deployed.json: what is this"), "warning"), (KeyError(), "exception")],
+)
+def test_a_look_that_fails_is_repeated(llm_watch, look, log, error, level):
+    look.side_effect = [error]
     assert llm_watch._look("/var/lib/llm") == llm_watch.LONGEST
-    assert "what is this" in str(log.warning.call_args)
+    getattr(log, level).assert_called_once()
 
 
 def test_others_containers_are_no_reason_to_look(llm_watch, engine, streams):
