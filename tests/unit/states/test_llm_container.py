@@ -50,6 +50,7 @@ def test_running_when_it_is(llm_container, plan, execute, testmode):
     assert llm_container.running("head") == ret
     assert not execute.called
     assert llm_container.__salt__["llm_container.tidy"].called is not testmode
+    llm_container.__salt__["llm_watch.wait"].assert_called_once_with()
     remember = llm_container.__salt__["llm_watch.remember"]
     assert remember.call_args_list == ([] if testmode else [call("head", changed=False)])
 
