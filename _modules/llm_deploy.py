@@ -18,6 +18,7 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_deploy"
 
+SNAPSHOTS = 20  # releases whose live files are kept for going back
 PATIENCE = 120  # seconds that another state run may still take
 
 
@@ -143,6 +144,7 @@ def end(number, state):
         llm_snapshot.take(_root() / "services", _snapshot(number, "after"))
     else:
         llm_snapshot.remove(_snapshot(number))
+    llm_snapshot.retain(_root() / "deploys", SNAPSHOTS)
     shown = ("container", "digest", "image")
     return {
         "changes": changes,
@@ -184,7 +186,19 @@ def take_back(number, services):
     why = f"release {number} was taken back"
     if not record["touched"] and not _changed(number):
         return {"begun": False, "changes": {}, "errors": []}
-    return {"begun": True} | _go(wanted, _snapshot(number, "before"), number, why)
+    errors = _end_canaries(wanted)
+    done = _go(wanted, _snapshot(number, "before"), number, why)
+    return {"begun": True} | done | {"errors": errors + done["errors"]}
+
+
+def _end_canaries(services):
+    """Remove what was tried of ``services``; return what went wrong."""
+    try:
+        for name in sorted(set(__salt__["llm_canary.running"]()) & set(services)):
+            __salt__["llm_canary.end"](name)
+    except CommandExecutionError as err:
+        return [f"canary: {err}"]
+    return []
 
 
 def go_to(number, release, wanted):

@@ -46,6 +46,24 @@ def next_number():
     return _lock().next()
 
 
+def lock(what):
+    """
+    Take the lock for this process, until it ends, for what is no release.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call llm_release.lock teardown
+
+    what
+        What is done, for people.
+
+    Raises ``CommandExecutionError`` when somebody else has it.
+    """
+    _lock().take(what)
+
+
 def begin(number, what):
     """
     Take the lock and begin release ``number`` on every host.

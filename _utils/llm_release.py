@@ -81,6 +81,20 @@ class Releases:
         different = (each for each in reversed(earlier) if each["hosts"] != current["hosts"])
         return next(different, None)
 
+    def containers(self):
+        """
+        Return the names of the containers of the current release and of the one to go back to.
+        """
+        current = self.current()
+        records = [each for each in (current, current and self.before(current)) if each]
+        return sorted(
+            replica["container"]
+            for record in records
+            for services in record["hosts"].values()
+            for replicas in services.values()
+            for replica in replicas.values()
+        )
+
     def target(self, number=None, force=False):
         """
         Return the record of the release to go back to, or forward.

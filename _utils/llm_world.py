@@ -17,6 +17,7 @@ PARTS = "llm.parts"
 ROLLOUT = "llm.rollout"
 VERSION = "llm.version"
 
+CANARY = "-canary"  # behind the name of a service, the name of what is tried of it
 LIVE = ("running", "restarting", "paused")
 DRAINED = "drained"  # file in the own folder of an Envoy that was told to be left
 

@@ -6,7 +6,7 @@ import pytest
 from salt.exceptions import CommandExecutionError
 from salt.modules import saltutil
 
-from _modules import llm_container, llm_files, llm_service
+from _modules import llm_canary, llm_container, llm_files, llm_service
 from _modules import llm_deploy as llm_deploy_module
 
 SPEC = {"service": "tail", "image": "llm/envoy:1"}
@@ -44,6 +44,8 @@ def llm_deploy(configure_loader, platform, pillar, containers, plan, tmp_path):
     live.parent.mkdir(parents=True)
     live.write_text("one")
     salt = {
+        "llm_canary.running": create_autospec(llm_canary.running, return_value=[]),
+        "llm_canary.end": create_autospec(llm_canary.end),
         "llm_config.platform": lambda: platform,
         "llm_container.list": create_autospec(llm_container.list_, return_value=containers),
         "llm_container.plan": create_autospec(llm_container.plan, return_value=plan),
@@ -165,6 +167,18 @@ def test_take_back_pins_what_served_before(llm_deploy, containers, plan, live):
     refused = llm_deploy.refused("tail")
     assert (refused["digests"], refused["files"]) == ({"1": old}, {"listeners.yaml": "f"})
     assert llm_deploy.refused("head") is None
+
+
+def test_take_back_ends_a_canary(llm_deploy):
+    llm_deploy.begin(7)
+    llm_deploy.touch()
+    llm_deploy.__salt__["llm_canary.running"].return_value = ["tail"]
+    llm_deploy.__salt__["llm_canary.end"].side_effect = CommandExecutionError("it stays")
+    assert llm_deploy.take_back(7, ["head"])["errors"] == [
+        "head: nothing of it served before, so there is no way back"
+    ]
+    llm_deploy.__salt__["llm_canary.end"].assert_not_called()
+    assert llm_deploy.take_back(7, ["tail"])["errors"] == ["canary: it stays"]
 
 
 def test_take_back_of_what_was_not_switched_refuses_nothing(llm_deploy):
