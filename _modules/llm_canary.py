@@ -73,7 +73,7 @@ def start(service, weight):
 def _spec(service):
     """Return the spec of a canary of ``service``."""
     spec = __salt__["llm_service.specs"](service)[0]
-    return spec | {"service": f"{service}{llm_world.CANARY}", "keep": 0}
+    return spec | {"service": f"{service}{llm_world.CANARY}", "keep": 1}
 
 
 def weigh(service, weight):

@@ -25,8 +25,8 @@ def unneeded(keep=None, kept=()):
         salt '*' llm_retention.unneeded keep=1
 
     keep
-        How many parked containers of each replica stay. Default: as many as the catalogue says, so
-        that none goes.
+        How many parked containers of each replica stay, at least 1. Default: as many as the
+        catalogue says, so that none goes.
     kept
         Names of containers that stay in any case.
 

@@ -533,6 +533,8 @@ def prune(keep=None, test=False):
     Exit code: 0 done, 1 not everywhere, 3 locked. JSON: ``{"hosts": {host: {"containers":
     {container: [sentence]}, "images": {reference: bytes}}}, "problems": [sentence]}``.
     """
+    if keep is not None and not (isinstance(keep, int) and keep > 0):
+        raise SaltInvocationError(f"keep: found {keep}, expected a number from 1 on")
     hosts, lock_ = list(_pillar()["site"]["hosts"]), _lock()
     if not test:
         try:

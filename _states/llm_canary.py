@@ -2,7 +2,7 @@
 Canaries: a service's next version takes a part of the requests, and is compared with what serves.
 """
 
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "llm_canary"
 
@@ -35,7 +35,7 @@ def running(name, weight):
         return ret
     try:
         ret["changes"] = __salt__["llm_canary.start"](name, weight)
-    except CommandExecutionError as err:
+    except (CommandExecutionError, SaltInvocationError) as err:
         ret["result"] = False
         ret["comment"] = str(err)
     return ret

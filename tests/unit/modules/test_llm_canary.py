@@ -58,7 +58,7 @@ def llm_canary(configure_loader, platform, containers, tmp_path, monkeypatch):
 def test_start_lets_it_take_requests_once_it_is_healthy(llm_canary):
     assert llm_canary.start("head", 10) == {CANARY["name"]: ["create: there is none"]}
     ((specs,), _) = llm_canary.__salt__["llm_container.plan"].call_args
-    assert [(spec["service"], spec["keep"]) for spec in specs] == [("head-canary", 0)]
+    assert [(spec["service"], spec["keep"]) for spec in specs] == [("head-canary", 1)]
     llm_canary.__salt__["llm_health.wait"].assert_called_once_with(
         {"http": "/"}, container=CANARY["name"], min_healthy=1, healthy_deadline=9
     )

@@ -50,19 +50,19 @@ def test_unneeded_are_images_of_no_container_and_no_service(llm_retention):
 
 
 def test_unneeded_with_fewer_containers(llm_retention):
-    found = llm_retention.unneeded(keep=0)
+    found = llm_retention.unneeded(keep=1)
     assert list(found["containers"]) == ["llm-head-1-g1"]
     assert found["images"] == {"llm/head:2": 2, "llm/head:3": 3}
     ((specs,), _) = llm_retention.__salt__["llm_container.plan"].call_args
-    assert specs == [{"service": "head", "keep": 0}]
+    assert specs == [{"service": "head", "keep": 1}]
 
 
 def test_unneeded_is_not_what_must_stay(llm_retention):
-    assert llm_retention.unneeded(keep=0, kept=["llm-head-1-g1"])["containers"] == {}
+    assert llm_retention.unneeded(keep=1, kept=["llm-head-1-g1"])["containers"] == {}
 
 
 def test_prune_carries_out_removals_alone(llm_retention, builder):
-    found = llm_retention.prune(keep=0)
+    found = llm_retention.prune(keep=1)
     ((plan,), _) = llm_retention.__salt__["llm_container.execute"].call_args
     assert [each["container"] for each in plan["operations"]] == ["llm-head-1-g1"]
     builder.remove_image.assert_called_once_with("llm/head:3")
