@@ -255,7 +255,11 @@ def _build(images):
 
 
 def _check_room(builder, count):
+    """Make room for ``count`` images with those that nobody needs any more."""
     place = builder.info()["DockerRootDir"]
+    if shutil.disk_usage(place).free < count * ROOM:
+        removed = __salt__["llm_retention.prune"]()["images"]
+        log.info("the disk is full: removed %s", ", ".join(removed) or "nothing")
     free = shutil.disk_usage(place).free
     if free < count * ROOM:
         raise CommandExecutionError(
