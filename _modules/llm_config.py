@@ -133,6 +133,25 @@ def platform():
     return known["platform"]
 
 
+def assume(found):
+    """
+    Go by ``found`` in this process, whatever the pillar says by now: for what keeps on a host what
+    was deployed there.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_config.assume "$PLATFORM"
+
+    found
+        What `platform` returned when that was deployed.
+    """
+    pillar = {"site": found["site"], "services": found["services"]}
+    __pillar__["llm"] = pillar
+    __context__["llm_config.platform"] = {"pillar": pillar, "platform": found}
+
+
 def service(name):
     """
     Return one service of the platform, with the defaults.

@@ -68,7 +68,8 @@ def list_(service=None, parked=False, parts=False):
     parked
         With those that were replaced and are kept for going back. Default: ``False``.
     parts
-        With ``parts``, all that they were made of. Default: ``False``.
+        With ``parts``, all that they were made of, and ``rollout``, how they took their place.
+        Default: ``False``.
 
     Returns a list of mappings with ``name``, ``id``, ``service``, ``replica``, ``generation``,
     ``version`` (``None`` where unknown), ``image``, ``image_id``, ``state``, ``address``,
@@ -126,7 +127,7 @@ def _shown(found, parts):
         "memory": found.host["Memory"],
         "cpus": found.host["NanoCpus"] / 1e9,
         "parked": found.parked,
-        **({"parts": found.parts} if parts else {}),
+        **({"parts": found.parts, "rollout": found.rollout} if parts else {}),
     }
 
 
@@ -270,6 +271,45 @@ def plan(specs, engine_expected=True):
         },
     )
     found = llm_plan.plan(wanted, world)
+    return _checked(engine, found)
+
+
+def restoration(made):
+    """
+    Return what has to be done for containers to run as they were made, their images and all. No
+    pillar is asked, no file is looked at. Touches nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_container.restoration "$MADE"
+
+    made
+        ``{service: {replica: {"digest", "parts", "rollout", "version"}}}`` with every replica of
+        each service, as `llm_watch` remembers it.
+
+    Returns ``{service: plan}``, each for `execute`, as `plan` returns it.
+    """
+    engine = _engine()
+    world = _world(engine, set(made), ())
+    for container in world.containers:
+        container.edited = []  # of use to those only who know what should be in it
+    ids = {each["parts"]["image_id"] for replicas in made.values() for each in replicas.values()}
+    world = dataclasses.replace(
+        world,
+        networks={network["Name"]: network["Id"] for network in engine.networks()},
+        images={each: _image(engine, each, None) for each in ids},
+    )
+    plans = {}
+    for service, replicas in made.items():
+        specs = [llm_spec.remade(service, int(number), one) for number, one in replicas.items()]
+        plans[service] = _checked(engine, llm_plan.plan(specs, world))
+    return plans
+
+
+def _checked(engine, found):
+    """Return the plan ``found`` with all that is missing or in its way."""
     _check_volumes(engine, found)
     for operation in found["operations"]:
         for path in operation["sources"]:
@@ -350,7 +390,7 @@ def removal(service, volumes=False):
     return found
 
 
-def execute(plan):
+def execute(plan, heals=False):
     """
     Carry out what `plan` or `removal` returned, independent operations side by side.
 
@@ -362,6 +402,9 @@ def execute(plan):
 
     plan
         As it was returned. An operation that fails takes back what it did, and ends its lane.
+    heals
+        Whether all is to be as it was. If not, what serves afterwards is what the host will keep
+        so, and configuration that nobody needs any more goes. Default: ``False``.
 
     Returns ``{"changes": {container: [sentence]}, "errors": [sentence]}``: what was done, what
     went wrong.
@@ -376,7 +419,9 @@ def execute(plan):
         __context__.pop(LISTED, None)
     try:
         for service in sorted({operation["service"] for operation in plan["operations"]}):
-            tidy(service)
+            if not heals:
+                __salt__["llm_watch.remember"](service)
+                tidy(service)
     except CommandExecutionError as err:
         done["errors"].append(str(err))
     return done

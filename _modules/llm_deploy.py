@@ -7,19 +7,22 @@ nothing.
 """
 
 import datetime
-import json
 import pathlib
 import time
 
+import llm_record
 import llm_release
 import llm_snapshot
 import llm_spec
+import llm_watch
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_deploy"
 
 SNAPSHOTS = 20  # releases whose live files are kept for going back
 PATIENCE = 120  # seconds that another state run may still take
+GOING_BACK = "going back"
+LONGEST = 3600  # seconds; a deploy that has begun before was killed
 
 
 def __virtual__():
@@ -89,16 +92,36 @@ def begin(number):
     if runs := _wait_for_other_runs():
         named = ", ".join(f"{run['fun']} (job {run['jid']})" for run in runs)
         raise CommandExecutionError(f"still at work here: {named}; wait, or saltutil.kill_job")
-    _snapshot(number).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
-    _write("deploy.json", {
-        "number": number,
-        "state": llm_release.RUNNING,
-        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "touched": False,
-        "before": _serving(),
-    })  # fmt: skip
+    with llm_watch.turn(_root(), PATIENCE) as mine:
+        if not mine:
+            raise CommandExecutionError("what was drift here is still being healed; try again")
+        _snapshot(number).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
+        _write("deploy.json", {
+            "number": number,
+            "state": llm_release.RUNNING,
+            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "touched": False,
+            "before": _serving(),
+        })  # fmt: skip
     return time.time()
+
+
+def under_way():
+    """
+    Return whether a deploy is under way on this host, or goes back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.under_way
+    """
+    record = current()
+    if not record or record["state"] not in (llm_release.RUNNING, GOING_BACK):
+        return False
+    since = datetime.datetime.fromisoformat(record["since"])
+    return (datetime.datetime.now(datetime.UTC) - since).total_seconds() < LONGEST
 
 
 def touch():
@@ -179,7 +202,7 @@ def take_back(number, services):
     record = current()
     if not record or record["number"] != number:
         return {"begun": False, "changes": {}, "errors": []}
-    _write("deploy.json", record | {"state": "going back"})
+    _write("deploy.json", record | {"state": GOING_BACK})
     for run in _wait_for_other_runs():
         __salt__["saltutil.kill_job"](run["jid"])
     wanted = {name: record["before"].get(name, {}) for name in services}
@@ -381,21 +404,8 @@ def _snapshot(number, *when):
 
 def _read(name):
     root = _root()
-    if not root:
-        return None
-    path = root / name
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as err:
-        raise CommandExecutionError(f"{path}: {err}") from None
+    return llm_record.read(root / name) if root else None
 
 
 def _write(name, data):
-    path = _root() / name
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    new = path.with_name(f".{name}.new")
-    new.touch(mode=0o600)
-    new.write_text(json.dumps(data, indent=1) + "\n")
-    new.replace(path)
+    llm_record.write(_root() / name, data)

@@ -171,12 +171,14 @@ def status():
     Returns ``{service: {"image": reference, "version": of those that run or ``None``, "wanted":
     replicas, "running": replicas, "healthy": replicas, "since": start of the youngest as ISO 8601
     or ``None``, "restarts": int, "memory": bytes, "memory_limit": bytes, "cpus": cores in use,
-    "cpus_limit": cores, "answers": {container: last answer}}}``; use and limits are sums over the
-    replicas.
+    "cpus_limit": cores, "answers": {container: last answer}, "watch": why it is not looked after
+    between deploys, or ``None``}}``; use and limits are sums over the replicas.
     """
     used = __salt__["llm_container.stats"]()
     services = __salt__["llm_config.platform"]()["services"]
-    return {name: _status(services[name], used) for name in __salt__["llm_config.carried"]()}
+    notes = __salt__["llm_watch.notes"]()
+    carried = __salt__["llm_config.carried"]()
+    return {name: _status(services[name], used) | {"watch": notes.get(name)} for name in carried}
 
 
 def _status(service, used):

@@ -604,6 +604,84 @@ def unlock(force=False):
     return _answer({"freed": holder}, text)
 
 
+@_told
+def history(lines=20):
+    """
+    Show what was found amiss between deploys on every host, and what was done about it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.history
+        salt-run llm.history lines=100 --out=json
+
+    lines
+        How many entries at most. Default: 20.
+
+    Exit code: 0 shown, 1 a host did not answer. JSON: ``{"history": [...], "silent": [host]}``, the
+    entries as `llm_watch.history` returns them, each with its ``host``, the last one last.
+    """
+    hosts = list(_pillar()["site"]["hosts"])
+    answers = _asked(_refreshed(hosts), "llm_watch.history", lines=lines)
+    found = [{"host": host, **each} for host, entries in answers.items() for each in entries]
+    found = sorted(found, key=lambda each: each["time"])[-lines:]
+    silent = [host for host in hosts if host not in answers]
+    data = {"history": found, "silent": silent}
+    return _answer(data, llm_report.history(data), retcode=1 if silent else 0)
+
+
+@_told
+def maintenance(name=None, reason="not said", hours=2, end=False):
+    """
+    Leave a service or a host alone for a while: what is stopped, removed or changed there by hand
+    stays so. Deploys are not held off; `lock` does that. Without a name, show what is left alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.maintenance
+        salt-run llm.maintenance head reason='looking for a leak' hours=1
+        salt-run llm.maintenance node1 end=True
+
+    name
+        A service, on every host that carries it, or a host. Default: none.
+    reason
+        For those who wonder. Default: ``not said``.
+    hours
+        After so many it ends by itself. Default: 2.
+    end
+        End it. Default: ``False``.
+
+    Exit code: 0 done, 1 not, or a host did not answer. JSON: ``{"maintenance": {host: {name:
+    {"reason", "until"}}}, "silent": [host]}``, after what was asked is done.
+    """
+    hosts = list(_pillar()["site"]["hosts"])
+    asked = _concerned(name) if name else []
+    if end:
+        done = _asked(asked, "llm_watch.resume", name)
+    else:
+        done = _asked(asked, "llm_watch.maintain", name, reason, hours=hours)
+    found = _asked(hosts, "llm_watch.maintenance")
+    silent = [host for host in hosts if host not in found or host in set(asked) - done.keys()]
+    data = {"maintenance": found, "silent": silent}
+    return _answer(data, llm_report.maintenance(data), retcode=1 if silent else 0)
+
+
+def _concerned(name):
+    """Return the hosts that carry service ``name``, or that host."""
+    pillar = _pillar()
+    services, hosts = pillar["services"], pillar["site"]["hosts"]
+    if name in services:
+        return llm_catalogue.carriers(services, pillar["site"], name)
+    if name in hosts:
+        return [name]
+    known = [*services, *hosts]
+    hint = llm_problem.guess(name, known) or f"there are {', '.join(known)}"
+    raise SaltInvocationError(f'unknown service or host "{name}"; {hint}')
+
+
 def _release(orchestration, wait, test, knobs=None, **pillar):
     """
     Make a release by an orchestration, with ``knobs`` turned that stay so if it is done; return the

@@ -99,6 +99,7 @@ def _applied(name, planner, wanted, comment, announced=None, **arguments):
     """Plan, and unless this is a test carry the plan out; say when another was ``announced``."""
     ret = {"name": name, "result": True, "changes": {}, "comment": comment}
     try:
+        __salt__["llm_watch.wait"]()
         plan = __salt__[planner](wanted(), **arguments)
         moved = announced and announced != __salt__["llm_container.digest"](plan)
         _carry_out(plan, ret)
@@ -119,6 +120,7 @@ def _carry_out(plan, ret):
     ret["comment"] = "\n".join([ret["comment"], *plan["notes"]])
     if not plan["operations"]:
         if not __opts__["test"]:
+            __salt__["llm_watch.remember"](ret["name"], changed=False)
             __salt__["llm_container.tidy"](ret["name"])  # after a wish that never came true
         return
     if __opts__["test"]:

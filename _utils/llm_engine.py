@@ -96,16 +96,19 @@ class Engine:
             response = connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException) as err:
-            host, reason = platform.node(), getattr(err, "strerror", None) or err
-            raise NoAnswer(
-                f"The container engine of host {host} does not answer at {self.path}: {reason}"
-            ) from err
+            raise self._no_answer(err) from err
         finally:
             connection.close()
         if response.status >= 400:
             kind = NotFound if response.status == 404 else EngineError
             raise kind(_message(answer), response.status)
         return answer
+
+    def _no_answer(self, err):
+        host, reason = platform.node(), getattr(err, "strerror", None) or err
+        return NoAnswer(
+            f"The container engine of host {host} does not answer at {self.path}: {reason}"
+        )
 
     def _json(self, method, path, body=None, **query):
         return json.loads(self.request(method, path, body, **query) or "null")
@@ -188,6 +191,26 @@ class Engine:
         filters = json.dumps({"container": [container], "event": [kind]})
         answer = self.request("GET", "/events", since=since, until=until, filters=filters)
         return [json.loads(line) for line in answer.splitlines()]
+
+    def stream(self, types, kinds):
+        """
+        Yield what happens from now on, as the engine tells it, until it ends.
+
+        types
+            Of what: ``container``, ``network``.
+        kinds
+            Which events.
+        """
+        filters = urllib.parse.urlencode({"filters": json.dumps({"type": types, "event": kinds})})
+        connection = _Connection(self.path, timeout=None)
+        try:
+            connection.request("GET", f"/events?{filters}")
+            for line in connection.getresponse():
+                yield json.loads(line)
+        except (OSError, ValueError, http.client.HTTPException) as err:
+            raise self._no_answer(err) from err
+        finally:
+            connection.close()
 
     def image(self, reference):
         """

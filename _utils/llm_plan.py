@@ -239,8 +239,10 @@ class _Planner:
         usable = [found for found in mine if found not in unusable]
         latest = _latest(usable)
         live, stopped = [c for c in latest if c.live], [c for c in latest if not c.live]
-        image = self.world.images.get(spec["image"]) or {"id": None, "create": spec["image"]}
-        digest = llm_spec.digest(llm_spec.parts(spec, image["id"]))
+        made = spec.get("made")
+        reference = made["parts"]["image_id"] if made else spec["image"]
+        image = self.world.images.get(reference) or {"id": None, "create": reference}
+        _, digest = _identity(spec, image)
         if spec["pinned"]:
             digest = spec["pinned"]["digest"]
             kept = next((c for c in live + stopped if c.spec == digest), None)
@@ -252,7 +254,8 @@ class _Planner:
         target = next(iter(fitting), None)
         olds = [c for c in live if c is not target]
         if not target:
-            olds += stopped
+            # What was made once is made again, and no older one takes its place.
+            olds += [c for c in stopped if not (made and c.parked)]
         old = next(iter(olds), None)
         rest = [c for c in live + stopped if c not in (target, old)]
         return _Replica(
@@ -377,7 +380,7 @@ class _Planner:
         new = {"service": spec["service"], "replica": spec["replica"]}
         new["name"] = llm_world.name(self.world.site, spec["service"], spec["replica"], generation)
         self.claim(new["name"])
-        parts = llm_spec.parts(spec, replica.image["id"])
+        parts, digest = _identity(spec, replica.image)
         if not replica.image["id"]:
             self.missing.append(f"image {spec['image']} is not on this host")
         labels = {
@@ -385,7 +388,7 @@ class _Planner:
             llm_world.SERVICE: spec["service"],
             llm_world.REPLICA: str(spec["replica"]),
             llm_world.GENERATION: str(generation),
-            llm_world.SPEC: llm_spec.digest(parts),
+            llm_world.SPEC: digest,
             llm_world.PARTS: llm_spec.canonical(parts),
             llm_world.ROLLOUT: llm_spec.canonical({k: spec[k] for k in llm_spec.REMEMBERED}),
             llm_world.VERSION: spec["version"],
@@ -537,6 +540,14 @@ class _Planner:
                     self.add("remove", found, why, self.removed(found, before))
                 elif not found.parked:
                     self.add("park", found, why, [*before, *_parking(found.id, spec)])
+
+
+def _identity(spec, image):
+    """Return what a container of ``spec`` is made of, and the hash of that."""
+    if made := spec.get("made"):
+        return made["parts"], made["digest"]
+    parts = llm_spec.parts(spec, image["id"])
+    return parts, llm_spec.digest(parts)
 
 
 def _latest(containers):

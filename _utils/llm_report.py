@@ -9,6 +9,7 @@ import re
 import sys
 
 import llm_size
+import llm_watch
 
 WRITTEN = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+Z) ")  # the engine's time before a line
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -75,7 +76,7 @@ def status(hosts):
                     name,
                     found["version"] or "-",
                     found["image"] or "-",
-                    f"[{colour}]{found['healthy']} of {found['wanted']}[/]",
+                    f"[{colour}]{found['healthy']} of {found['wanted']}[/]{_watched(found)}",
                     age(found["since"]),
                     str(found["restarts"]),
                     " of ".join(llm_size.rounded(found[key]) for key in ("memory", "memory_limit")),
@@ -83,6 +84,11 @@ def status(hosts):
                 ]
             )
     return table(None, columns, rows)
+
+
+def _watched(found):
+    """Return why the watch does nothing for a service, where that is so."""
+    return f"\n{_plain(found['watch'])}" if found["watch"] else ""
 
 
 RESULTS = {"done": "green", "refused": "yellow", "taken back": "yellow", "running": "cyan"}
@@ -292,6 +298,35 @@ def pruned(found, test):
     columns = ["Host", "Would be removed" if test else "Removed", "What", ">Size"]
     none = "Nothing to remove"
     return "\n".join([table(None, columns, rows) if rows else none, *found["problems"]])
+
+
+def history(found):
+    """
+    Return the table of what ``salt-run llm.history`` has found.
+    """
+    columns = ["When", "Host", "What", "Seen", "Done", "Result"]
+    rows = []
+    for each in found["history"]:
+        what = each["container"] or each["service"]
+        when = each["time"][:19].replace("T", " ")
+        lines = [each["result"], *each.get("log", ())]
+        cells = [when, each["host"], what, each["seen"], each["do"], "\n".join(lines)]
+        rows.append([_plain(COLOURS.sub("", cell)) for cell in cells])
+    shown = table(None, columns, rows) if rows else "Nothing was amiss"
+    return "\n".join([shown, *(f"{host}: no answer" for host in found["silent"])])
+
+
+def maintenance(found):
+    """
+    Return in lines what ``salt-run llm.maintenance`` has found.
+    """
+    lines = [
+        f"{host}: {llm_watch.told(name, each)}"
+        for host, entries in found["maintenance"].items()
+        for name, each in entries.items()
+    ]
+    lines += [f"{host}: no answer" for host in found["silent"]]
+    return "\n".join(lines) or "Nothing is left alone"
 
 
 def completion(found):

@@ -15,6 +15,7 @@ import llm_size
 from salt.exceptions import SaltInvocationError
 
 VERSION = "v1"  # of the hash; a change of `parts` or `digest` wants the next one
+ALL = 1000  # more of them than anybody keeps
 SMALLEST = 6 * 1024**2  # bytes of memory; the engine takes no less
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
 
@@ -250,6 +251,22 @@ def pinned(spec, kept):
         # Its password is not today's; that it listens is what can be asked.
         back["health"] = back["health"] | {"check": {"container": "running"}}
     return back
+
+
+def remade(service, replica, made):
+    """
+    Return the completed spec of a container that is to be as it was made, and nothing else.
+
+    made
+        Of a container that was there: ``{"digest": hash, "parts": what it was made of, "rollout":
+        how it took its place, "version": of its software}``.
+    """
+    parts = {key: made["parts"][key] for key in CONTAINER if key in made["parts"]}
+    spec = DEFAULTS | parts | made["rollout"] | {"service": service, "replica": replica}
+    if "redis" in (spec["health"]["check"] or {}):
+        # Whoever makes it again need not know its password; that it runs is what can be asked.
+        spec["health"] = spec["health"] | {"check": {"container": "running"}}
+    return spec | {"version": made["version"], "keep": ALL, "made": made}
 
 
 def digest(found):

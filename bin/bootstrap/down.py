@@ -44,6 +44,8 @@ def stop_platform(progress, installation):
             progress.say("orch.teardown failed: the engine stops what is left", indent=6)
             progress.say(f"Log: {log}", indent=6)
     left = containers(installation) if answers else []
+    if left:
+        daemons.of(installation).stop()  # or the minion's watch starts them again
     for container in left:
         name = container["Names"][0].lstrip("/")
         progress.waiting(f"{name} stops")

@@ -43,7 +43,7 @@ def up(before, make):
 
 @pytest.fixture(scope="module")
 def containers(host):
-    """A function that returns when each container of the platform was started, by name."""
+    """A function that tells of each container, by name, when it was started, and its state."""
     return host.containers
 
 
@@ -156,6 +156,30 @@ def test_engine_comes_back_and_containers_do_not_notice(host, up, containers):
         " 'import sys; from bootstrap import engine; sys.exit(not engine.answers())'"
     )
     assert containers() == started
+
+
+def test_reboot_brings_back_what_served_and_nothing_else(host, up, containers):
+    """A power cut: every process ends at once, and what lies in memory alone is gone."""
+    change = "s/rate-limiter: {/rate-limiter: {pids: 300, /"
+    host.run(f"sed -i '{change}' pillar/environments/dev.sls", folder=CHECKOUT)
+    host.run(".venv/bin/salt-call state.apply rate-limiter", folder=CHECKOUT)
+    before = {name: state for name, (_, state) in containers().items()}
+    assert before["/llm-rate-limiter-1-g1"] == "exited"
+    assert before["/llm-rate-limiter-1-g2"] == "running"
+    host.reboot()
+    host.run(f"{CHECKOUT}/.venv/bin/supervisord -c /var/lib/llm/salt/supervisor/supervisord.conf")
+    (line,) = [line for line in up.splitlines() if line.startswith("curl ")]
+    host.wait_for(f"{line} --silent --show-error --fail", timeout=300)
+    assert {name: state for name, (_, state) in containers().items()} == before
+
+
+def test_container_that_somebody_removes_comes_back_by_itself(host, up, containers):
+    name = "llm-rate-limiter-1-g2"
+    started = containers()[f"/{name}"]
+    ask = f"PYTHONPATH={CHECKOUT}/bin python3 -B -c 'from bootstrap import engine; engine."
+    host.run(f"""{ask}remove("containers", "{name}", force=1)'""")
+    host.wait_for(f"""{ask}ask("GET", "/containers/{name}/json")'""")
+    assert containers()[f"/{name}"] != started
 
 
 def test_down_keeps_data_and_an_interrupted_up_is_gone_on_with(host, up, make, containers):

@@ -27,7 +27,9 @@ import json
 from bootstrap import engine
 found = engine.ask("GET", "/containers/json", all=1)
 states = [engine.ask("GET", "/containers/" + one["Id"] + "/json")["State"] for one in found]
-print(json.dumps({{one["Names"][0]: state["StartedAt"] for one, state in zip(found, states)}}))'
+told = ("StartedAt", "Status")
+print(json.dumps({{one["Names"][0]: [state[key] for key in told]
+                  for one, state in zip(found, states)}}))'
 """
 # What Debian's own programs write beside the files of packages.
 THE_SYSTEMS = re.compile(
@@ -129,14 +131,24 @@ class Host:
             labels={LABEL: "host"},
         )
         self.container = self.client.containers.get(created["Id"])
-        self.container.start()
-        self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys; mkdir -p /etc/docker")
+        self._boot()
+        self.run("mkdir -p /etc/docker")
         self.write("/etc/docker/daemon.json", f'{{"cgroup-parent": "/{self.name}"}}')
         extra = pathlib.Path("/usr/local/share/ca-certificates")
         if extra.is_dir() and any(extra.iterdir()):
             self.copy(extra, "/usr/local/share/ca-certificates")
             self.run("update-ca-certificates")
         return self
+
+    def _boot(self):
+        """Start its first process, and let an engine write where it has to."""
+        self.container.start()
+        self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys")
+
+    def reboot(self):
+        """End all of its processes at once, as a power cut does, and start it again."""
+        self.container.kill()
+        self._boot()
 
     def execute(self, command, environment=None, folder=None):
         """Run ``command`` in a shell; return its exit code and its output, both streams as one."""
@@ -208,7 +220,7 @@ class Host:
         return {path for path in found if not THE_SYSTEMS.match(path)}
 
     def containers(self):
-        """Return when each container of its engine was started, by name."""
+        """Return when each container of its engine was started, and its state, by name."""
         return json.loads(self.run(CONTAINERS))
 
     def lend_images(self):

@@ -90,16 +90,18 @@ class Platform:
         ours["file_roots"] = {"base": [str(self.folder / "salt")]}
         path = Path(daemon.config_file)
         theirs = yaml.safe_load(path.read_text()) | {"auto_accept": True}
+        ours["engines"] = theirs["engines"] + ours.get("engines", [])
         path.write_text(yaml.safe_dump(theirs | ours))
 
     @contextlib.contextmanager
     def started(self):
-        """Run the daemons; leave nothing behind."""
+        """Run the daemons, the watch held off; leave nothing behind."""
         self.root.mkdir(mode=0o711)
         before = _images()
         try:
             self.run("llm.secret", "generate")
             with self.master.started(), self.minion.started():
+                self.run("llm.maintenance", "node1", "reason=tests do things by hand", "hours=24")
                 yield self
         finally:
             self.remove()

@@ -1,3 +1,4 @@
+import json
 import os
 from unittest.mock import patch
 
@@ -212,3 +213,13 @@ def test_secret_unfit(llm_config, pillar, value):
 def test_secret_is_not_shown_on_a_command_line(llm_config):
     with pytest.raises(CommandExecutionError, match="not shown"):
         llm_config.secret("cache.password", __pub_fun="llm_config.secret", __pub_jid="1")
+
+
+def test_assume_goes_by_what_was_deployed_whatever_the_pillar_says(llm_config, pillar):
+    """After a journey through JSON, without secrets, and where the pillar is broken by now."""
+    found = json.loads(json.dumps(llm_config.platform()))
+    assert "canary" not in json.dumps(found)
+    pillar["services"]["head"]["port"] = "broken"
+    llm_config.assume(found)
+    assert llm_config.platform() == found
+    assert llm_config.service("head")["port"] == 4000

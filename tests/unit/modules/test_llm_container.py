@@ -7,7 +7,7 @@ import copy
 import inspect
 import logging
 import os
-from unittest.mock import Mock, create_autospec, patch
+from unittest.mock import Mock, call, create_autospec, patch
 
 import llm_engine
 import llm_execution
@@ -18,7 +18,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 from saltfactories.utils.loader import LoaderModuleMock
 
 from _modules import llm_container as llm_container_module
-from _modules import llm_deploy, llm_drain, llm_files, llm_health
+from _modules import llm_deploy, llm_drain, llm_files, llm_health, llm_watch
 from tests.support.engine import Interrupted, ModelEngine
 
 IMAGES = ("llm/head:1", "llm/head:2", "llm/sick:1")
@@ -46,6 +46,7 @@ class Host:
             "llm_deploy.touch": create_autospec(llm_deploy.touch),
             "llm_mesh.route": lambda service, addresses: self.routed.append((service, addresses)),
             "llm_drain.wait": create_autospec(llm_drain.wait, side_effect=self.drain),
+            "llm_watch.remember": create_autospec(llm_watch.remember),
         }
 
     def wait(self, check, container, **seconds):
@@ -404,47 +405,47 @@ def test_plan_removes_surplus_replicas(host):
     }
 
 
-@pytest.mark.parametrize(
-    ("drift", "said"),
-    [
-        (lambda engine: engine.stop("llm-head-1-g1"), "start: it had stopped (exit code 143)"),
-        (lambda engine: engine.kill("llm-head-1-g1"), "start: it was killed"),
-        (lambda engine: engine.remove("llm-head-1-g1"), "create: there is none"),
-        (
-            lambda engine: engine.update("llm-head-1-g1", {"Memory": 64 * 1024**2}),
-            "update: memory 64m → 256m",
+DRIFTS = [
+    (lambda engine: engine.stop("llm-head-1-g1"), "start: it had stopped (exit code 143)"),
+    (lambda engine: engine.kill("llm-head-1-g1"), "start: it was killed"),
+    (lambda engine: engine.remove("llm-head-1-g1"), "create: there is none"),
+    (
+        lambda engine: engine.update("llm-head-1-g1", {"Memory": 64 * 1024**2}),
+        "update: memory 64m → 256m",
+    ),
+    (
+        lambda engine: engine.update("llm-head-1-g1", {"RestartPolicy": {"Name": "no"}}),
+        "update: restart policy no → always",
+    ),
+    (
+        lambda engine: engine.update("llm-head-1-g1", {"CpusetCpus": "0"}),
+        "replace: llm-head-1-g1: CPU set set by hand",
+    ),
+    (lambda engine: engine.rename("llm-head-1-g1", "mine"), "rename: it was called mine"),
+    (
+        lambda engine: engine.named("llm-head-1-g1")["Networks"].clear(),
+        "replace: llm-head-1-g1: not connected to network llm-network",
+    ),
+    (
+        lambda engine: engine.named("llm-head-1-g1")["Networks"]["llm-network"].update(
+            IPAddress="172.30.0.7", IPAMConfig={}
         ),
-        (
-            lambda engine: engine.update("llm-head-1-g1", {"RestartPolicy": {"Name": "no"}}),
-            "update: restart policy no → always",
+        "replace: llm-head-1-g1: its address on network llm-network is not of 172.30.0.80/28",
+    ),
+    (
+        lambda engine: engine.named("llm-head-1-g1")["Networks"]["llm-network"].update(
+            Aliases=["cache", "9f0a"]
         ),
-        (
-            lambda engine: engine.update("llm-head-1-g1", {"CpusetCpus": "0"}),
-            "replace: llm-head-1-g1: CPU set set by hand",
-        ),
-        (lambda engine: engine.rename("llm-head-1-g1", "mine"), "rename: it was called mine"),
-        (
-            lambda engine: engine.named("llm-head-1-g1")["Networks"].clear(),
-            "replace: llm-head-1-g1: not connected to network llm-network",
-        ),
-        (
-            lambda engine: engine.named("llm-head-1-g1")["Networks"]["llm-network"].update(
-                IPAddress="172.30.0.7", IPAMConfig={}
-            ),
-            "replace: llm-head-1-g1: its address on network llm-network is not of 172.30.0.80/28",
-        ),
-        (
-            lambda engine: engine.named("llm-head-1-g1")["Networks"]["llm-network"].update(
-                Aliases=["cache", "9f0a"]
-            ),
-            "replace: llm-head-1-g1: network llm-network does not know it as head",
-        ),
-        (
-            lambda engine: engine.named("llm-head-1-g1")["State"].update(Status="paused"),
-            "resume: it was paused",
-        ),
-    ],
-)
+        "replace: llm-head-1-g1: network llm-network does not know it as head",
+    ),
+    (
+        lambda engine: engine.named("llm-head-1-g1")["State"].update(Status="paused"),
+        "resume: it was paused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("drift", "said"), DRIFTS)
 def test_plan_mends_what_was_done_by_hand(host, drift, said):
     head = HEAD | {"aliases": ["cache", "head"]}
     host.apply(head)
@@ -454,6 +455,24 @@ def test_plan_mends_what_was_done_by_hand(host, drift, said):
     assert [sentence for each in done["changes"].values() for sentence in each] == [said]
     assert host.plan(head)["operations"] == []
     assert list(host.state().values()).count("running") == 1
+
+
+def test_plan_leaves_an_address_to_who_has_taken_it(host):
+    host.apply(HEAD)
+    host.engine.kill("llm-head-1-g1")
+    address = host.engine.named("llm-head-1-g1")["Networks"]["llm-network"]["IPAMConfig"]
+    theirs = {"EndpointsConfig": {"llm-network": {"IPAMConfig": address}}}
+    body = {"Image": "llm/head:1", "Labels": {}, "HostConfig": {"NetworkMode": "llm-network"}}
+    host.engine.create("theirs", body | {"NetworkingConfig": theirs})
+    host.engine.start("theirs")
+    done = host.apply(HEAD)
+    assert done["errors"] == []
+    (sentence,) = done["changes"]["llm-head-1-g2"]
+    assert sentence.endswith("container theirs has taken its address")
+    assert host.state() == {
+        "llm-head-1-g1": "exited", "theirs": "running", "llm-head-1-g2": "running",
+    }  # fmt: skip
+    assert host.plan(HEAD)["operations"] == []
 
 
 def test_plan_replaces_what_has_read_a_file_that_was_changed_by_hand(host, tmp_path):
@@ -746,6 +765,138 @@ def test_plan_of_a_pinned_spec_whose_container_is_not_fit(host, end):
     (conflict,) = plan["conflicts"]
     assert conflict.startswith("Replica 1 of head cannot go back (release 2 was taken back): ")
     assert "llm-head-1-g2" in conflict
+
+
+def made(**services):
+    """What is remembered of the containers that serve now, by their names."""
+    found = {each["name"]: each for each in llm_container_module.list_(parts=True)}
+    kept = ("parts", "rollout", "version")
+    return {
+        service: {
+            str(found[name]["replica"]): {"digest": found[name]["spec"]}
+            | {key: found[name][key] or "" for key in kept}
+            for name in names
+        }
+        for service, names in services.items()
+    }
+
+
+def restore(remembered):
+    """Let all be as it was; return what was changed."""
+    changes, errors = {}, []
+    for plan in llm_container_module.restoration(remembered).values():
+        done = llm_container_module.execute(plan, heals=True)
+        changes |= done["changes"]
+        errors += plan["missing"] + plan["conflicts"] + done["errors"]
+    assert errors == []
+    return changes
+
+
+@pytest.mark.parametrize(("drift", "said"), DRIFTS)
+def test_restoration_mends_what_was_done_by_hand(host, drift, said):
+    host.apply(HEAD | {"aliases": ["cache", "head"]})
+    remembered = made(head=["llm-head-1-g1"])
+    host.salt["llm_watch.remember"].reset_mock()
+    assert restore(remembered) == {}
+    drift(host.engine)
+    changes = restore(remembered)
+    assert [sentence for each in changes.values() for sentence in each] == [said]
+    assert restore(remembered) == {}
+    assert list(host.state().values()).count("running") == 1
+    assert not host.salt["llm_watch.remember"].called
+
+
+def test_restoration_makes_again_what_was_removed_and_leaves_the_older_one_parked(host):
+    """From the very image of then, which its tag names no more."""
+    head = HEAD | {"routed": True}
+    host.apply(head | {"memory": "1g"})
+    host.apply(head | {"memory": "2g", "version": "2.0"})
+    remembered = made(head=["llm-head-1-g2"])
+    before = host.engine.inspect("llm-head-1-g2")
+    host.engine.images["old"] = host.engine.images["llm/head:1"]
+    host.engine.images["llm/head:1"] = "sha256:llm/head:2"
+    host.engine.remove("llm-head-1-g2")
+    host.engine.calls.clear()
+    assert restore(remembered) == {"llm-head-1-g2": ["create: there is none"]}
+    after = host.engine.inspect("llm-head-1-g2")
+    for key in ("Labels", "Image", "Networks"):
+        assert after[key] == before[key]
+    assert after["HostConfig"] == before["HostConfig"]
+    assert {name for _, name, *_ in host.engine.calls} == {"llm-head-1-g2"}
+    assert host.state() == {"llm-head-1-g1": "exited", "llm-head-1-g2": "running"}
+    assert host.routed[-1] == ("head", ["172.30.0.81"])
+
+
+def test_restoration_does_not_let_an_older_one_serve_when_the_new_one_cannot(host, monkeypatch):
+    host.apply(HEAD | {"memory": "1g"})
+    host.apply(HEAD | {"memory": "2g"})
+    remembered = made(head=["llm-head-1-g2"])
+    host.engine.remove("llm-head-1-g2")
+    host.engine.network_ids["llm-network"] = "net-other"  # to which what is kept has no way
+    refused = llm_engine.EngineError("no", 500)
+    monkeypatch.setattr(
+        host.engine, "start", create_autospec(host.engine.start, side_effect=refused)
+    )
+    plan = llm_container_module.restoration(remembered)["head"]
+    assert llm_container_module.execute(plan, heals=True)["errors"]
+    assert host.state() == {"llm-head-1-g1": "exited"}
+
+
+def test_restoration_lets_go_of_one_that_somebody_has_started(host):
+    """The kept one was started by hand, in place of the one that was removed."""
+    host.apply(HEAD | {"memory": "1g"})
+    host.apply(HEAD | {"memory": "2g"})
+    remembered = made(head=["llm-head-1-g2"])
+    host.engine.remove("llm-head-1-g2")
+    host.engine.start("llm-head-1-g1")
+    assert list(restore(remembered)) == ["llm-head-1-g2"]
+    assert host.state() == {"llm-head-1-g1": "exited", "llm-head-1-g2": "running"}
+
+
+def test_restoration_asks_for_no_password(host):
+    cache = HEAD | {"health": {"check": {"redis": "cache.password"}}}
+    host.apply(cache)
+    remembered = made(head=["llm-head-1-g1"])
+    host.engine.named("llm-head-1-g1")["Networks"].clear()
+    host.waited.clear()
+    restore(remembered)
+    assert [check for check, _, _ in host.waited] == [{"container": "running"}]
+
+
+def test_restoration_looks_at_no_file(host, tmp_path):
+    mounts = [{"source": str(tmp_path), "target": "/etc/llm"}]
+    (tmp_path / "config.yaml").write_text("changed since")
+    host.apply(HEAD | {"files": {"config.yaml": "digest"}, "mounts": mounts})
+    assert restore(made(head=["llm-head-1-g1"])) == {}
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("image", "image llm/head:1 is not on this host"),
+        ("network", "network llm-network does not exist"),
+        ("mount", None),
+    ],
+)
+def test_restoration_says_what_it_cannot_bring(host, tmp_path, gone, said):
+    folder = tmp_path / "config"
+    folder.mkdir()
+    host.apply(HEAD | {"mounts": [{"source": str(folder), "target": "/etc/llm"}]})
+    remembered = made(head=["llm-head-1-g1"])
+    host.engine.remove("llm-head-1-g1")
+    if gone == "image":
+        del host.engine.images["llm/head:1"]
+    elif gone == "network":
+        del host.engine.network_ids["llm-network"]
+    else:
+        folder.rmdir()
+        said = f"{folder}, which llm-head-1-g1 needs, is missing"
+    assert llm_container_module.restoration(remembered)["head"]["missing"] == [said]
+
+
+def test_execute_remembers_what_serves(host):
+    host.apply(HEAD)
+    assert host.salt["llm_watch.remember"].call_args_list == [call("head")]
 
 
 def test_plan_keeps_as_many_as_it_is_told(host):

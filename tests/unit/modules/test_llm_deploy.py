@@ -2,6 +2,7 @@ import json
 from unittest.mock import create_autospec
 
 import llm_spec
+import llm_watch
 import pytest
 from salt.exceptions import CommandExecutionError
 from salt.modules import saltutil
@@ -91,6 +92,28 @@ def test_begin_while_another_run_does_not_end(llm_deploy, monkeypatch):
     with pytest.raises(CommandExecutionError, match=r"still at work here: state.sls \(job 2026"):
         llm_deploy.begin(1)
     assert llm_deploy.current() is None
+
+
+def test_begin_lets_what_is_being_healed_come_to_its_end(llm_deploy, tmp_path, monkeypatch):
+    monkeypatch.setattr(llm_deploy_module, "PATIENCE", 0)
+    with (
+        llm_watch.turn(tmp_path),
+        pytest.raises(CommandExecutionError, match="still being healed"),
+    ):
+        llm_deploy.begin(1)
+    assert llm_deploy.current() is None
+    llm_deploy.begin(1)
+
+
+def test_under_way_from_the_beginning_to_the_end(llm_deploy, monkeypatch):
+    assert llm_deploy.under_way() is False
+    llm_deploy.begin(7)
+    assert llm_deploy.under_way() is True
+    llm_deploy.end(7, "done")
+    assert llm_deploy.under_way() is False
+    llm_deploy.begin(8)
+    monkeypatch.setattr(llm_deploy_module, "LONGEST", -1)  # it was killed long ago
+    assert llm_deploy.under_way() is False
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,15 @@ import llm_spec
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from _modules import llm_config, llm_container, llm_deploy, llm_files, llm_health, llm_mesh
+from _modules import (
+    llm_config,
+    llm_container,
+    llm_deploy,
+    llm_files,
+    llm_health,
+    llm_mesh,
+    llm_watch,
+)
 from _modules import llm_service as llm_service_module
 
 CARRIED = ["mesh", "ingress", "cache", "model-proxy", "head", "rate-limiter", "tail"]
@@ -43,6 +51,7 @@ def llm_service(configure_loader, platform, pending, refused):
             "llm_files.pending": lambda name: pending,
             "llm_deploy.refused": create_autospec(llm_deploy.refused, side_effect=refused.get),
             "llm_config.carried": lambda: CARRIED,
+            "llm_watch.notes": create_autospec(llm_watch.notes, return_value={"head": "given up"}),
         },
     )
 

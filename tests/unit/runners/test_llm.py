@@ -240,6 +240,98 @@ def test_status_asks_the_hosts_that_answer_once_they_know_the_pillar(
     assert context["retcode"] == 1
 
 
+@pytest.fixture
+def hosts(llm, monkeypatch):
+    """What ``_asked`` answers, by function; a host that is in none of it is silent."""
+    found = {"saltutil.refresh_pillar": {"node1": True, "node2": True}}
+
+    def asked(hosts, function, *arguments, **keywords):
+        return {host: ret for host, ret in found[function].items() if host in hosts}
+
+    mock = create_autospec(llm_runner._asked, side_effect=asked)
+    monkeypatch.setattr(llm_runner, "_asked", mock)
+    pillar = llm_runner._pillar()
+    pillar["site"]["hosts"]["node2"] = {"address": "10.0.0.2", "roles": ["head"]}
+    monkeypatch.setattr(llm_runner, "_pillar", lambda: pillar)
+    found["asked"] = mock
+    return found
+
+
+def _entry(moment, **more):
+    found = {"time": f"2026-11-24T20:00:{moment:02d}+00:00", "service": "head", "do": "start"}
+    return found | {"container": "llm-head-1-g2", "seen": "killed", "result": "done"} | more
+
+
+def test_history_of_all_hosts_in_its_order(as_json, llm, hosts, capsys, context):
+    hosts["llm_watch.history"] = {"node1": [_entry(1), _entry(3)], "node2": [_entry(2)]}
+    llm.history(lines=2)
+    shown = json.loads(capsys.readouterr().out)
+    assert [(each["host"], each["time"][17:19]) for each in shown["history"]] == [
+        ("node2", "02"),
+        ("node1", "03"),
+    ]
+    assert shown["silent"] == []
+    assert context["retcode"] == 0
+
+
+def test_history_says_who_does_not_answer(llm, hosts, capsys, context):
+    hosts["llm_watch.history"] = {
+        "node1": [_entry(1, seen="crash loop: exit code 3", log=["[1] no such file"])]
+    }
+    llm.history()
+    shown = capsys.readouterr().out
+    for word in ("2026-11-24 20:00:01", "node1", "llm-head-1-g2", "crash loop", "[1] no such file"):
+        assert word in shown
+    assert "node2: no answer" in shown
+    assert context["retcode"] == 1
+
+
+def test_history_where_nothing_was_amiss(llm, hosts, capsys):
+    hosts["llm_watch.history"] = {"node1": [], "node2": []}
+    llm.history()
+    assert capsys.readouterr().out.strip() == "Nothing was amiss"
+
+
+@pytest.mark.parametrize(
+    ("name", "concerned"), [("head", ["node1", "node2"]), ("tail", ["node1"]), ("node2", ["node2"])]
+)
+def test_maintenance_is_for_who_carries_the_service(llm, hosts, context, capsys, name, concerned):
+    entry = {"reason": "why", "until": 1_800_000_000}
+    hosts["llm_watch.maintain"] = dict.fromkeys(concerned, entry)
+    hosts["llm_watch.maintenance"] = {"node1": {name: entry}, "node2": {}}
+    llm.maintenance(name, reason="why", hours=3)
+    call = hosts["asked"].call_args_list[0]
+    assert call.args == (concerned, "llm_watch.maintain", name, "why")
+    assert call.kwargs == {"hours": 3}
+    shown = capsys.readouterr().out.strip()
+    assert shown == f"node1: maintenance of {name} until 2027-01-15T08:00:00+00:00: why"
+    assert context["retcode"] == 0
+
+
+def test_maintenance_ends(llm, hosts, context, capsys):
+    hosts["llm_watch.resume"] = {"node1": True}
+    hosts["llm_watch.maintenance"] = {"node1": {}, "node2": {}}
+    llm.maintenance("tail", end=True)
+    assert capsys.readouterr().out.strip() == "Nothing is left alone"
+    assert context["retcode"] == 0
+
+
+@pytest.mark.parametrize("silent", ["llm_watch.maintain", "llm_watch.maintenance"])
+def test_maintenance_says_who_does_not_answer(llm, hosts, context, capsys, silent):
+    hosts["llm_watch.maintain"] = {"node1": {}, "node2": {}}
+    hosts["llm_watch.maintenance"] = {"node1": {}, "node2": {}}
+    del hosts[silent]["node2"]
+    llm.maintenance("head")
+    assert "node2: no answer" in capsys.readouterr().out
+    assert context["retcode"] == 1
+
+
+def test_maintenance_of_what_there_is_not(llm, hosts, context, capsys):
+    llm.maintenance("heda")
+    assert 'unknown service or host "heda"; did you mean' in capsys.readouterr().out
+    assert context["retcode"] == 1
+
+
 SERVICE = {
     "tier": 1,
     "actions": [{"action": "none", "replica": 1, "container": "c", "causes": []}],

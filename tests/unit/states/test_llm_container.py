@@ -1,11 +1,11 @@
-from unittest.mock import create_autospec
+from unittest.mock import call, create_autospec
 
 import pytest
 from llm_engine import NoAnswer
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from _modules import llm_container as llm_container_module
-from _modules import llm_deploy, llm_service
+from _modules import llm_deploy, llm_service, llm_watch
 from _states import llm_container as llm_container_state
 
 CHANGES = {"llm-head-1-g1": ["create: there is none"]}
@@ -23,6 +23,8 @@ def llm_container(configure_loader, testmode):
         for name in FUNCTIONS
     }
     salt["llm_deploy.tell"] = create_autospec(llm_deploy.tell)
+    salt["llm_watch.wait"] = create_autospec(llm_watch.wait)
+    salt["llm_watch.remember"] = create_autospec(llm_watch.remember)
     salt["llm_service.specs"] = create_autospec(llm_service.specs, return_value=[{"service": "h"}])
     return configure_loader(llm_container_state, salt=salt, test=testmode)
 
@@ -49,6 +51,8 @@ def test_running_when_it_is(llm_container, plan, execute, testmode):
     assert llm_container.running("head") == ret
     assert not execute.called
     assert llm_container.__salt__["llm_container.tidy"].called is not testmode
+    remember = llm_container.__salt__["llm_watch.remember"]
+    assert remember.call_args_list == ([] if testmode else [call("head", changed=False)])
 
 
 def test_running_changes_what_is_not(llm_container, plan, execute, testmode):

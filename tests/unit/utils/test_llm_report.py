@@ -138,3 +138,13 @@ def test_unseen_of_two_streams_that_were_written_at_once():
     shown = {}
     llm_report.unseen("a", [f"{THREE} three", f"{TWO} two"], shown)
     assert llm_report.unseen("a", [f"{THREE} three"], shown) == []
+
+
+def test_status_says_why_a_service_is_not_looked_after():
+    service = {"version": "1", "image": "llm/head:1", "healthy": 0, "wanted": 1, "since": None}
+    service |= dict.fromkeys(("restarts", "memory", "memory_limit", "cpus", "cpus_limit"), 0)
+    shown = llm_report.status({"node1": {
+        "head": service | {"watch": "given up"}, "tail": service | {"watch": None},
+    }})  # fmt: skip
+    assert shown.count("given up") == 1
+    assert "None" not in shown
