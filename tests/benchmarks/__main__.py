@@ -6,7 +6,6 @@ import argparse
 import pathlib
 
 from bootstrap.testing import started_engine
-
 from tests.benchmarks import installation, twelve
 from tests.benchmarks.figures import Figures
 
