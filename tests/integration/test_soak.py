@@ -13,7 +13,7 @@ from tests.support.operator import unlimited_client
 from tests.support.soak import Soak
 
 MINUTES = float(os.environ.get("LLM_SOAK_MINUTES", "2"))
-SEED = int(os.environ.get("LLM_SOAK_SEED", "1"))
+SEED = int(os.environ.get("LLM_SOAK_SEED", "1883"))
 STEPS = int(os.environ.get("LLM_SOAK_STEPS", "0"))  # in place of minutes, when there are any
 RATE = 8  # requests per second
 pytestmark = [

@@ -22,7 +22,14 @@ from tests.support.operator import start, wait_for_another
 from tests.support.platform import docker
 
 SERVICES = ("mesh", "ingress", "cache", "model-proxy", "head", "rate-limiter", "tail")
-SCALED = ("model-proxy", "rate-limiter", "tail")
+ALL = ("all",)
+CONCERNED = {  # by kinds of steps that do not concern just any service
+    "scale": ("model-proxy", "rate-limiter", "tail"),
+    "rollback": ALL,
+    "limit": ALL,
+    "secret": ("cache",),
+    "minion killed": ALL,
+}
 UNMISSED = ("cache", "rate-limiter")  # clients are served while one of these is gone
 SICK = {"command": ["sleep", "600"], "healthy_deadline": "6s", "progress_deadline": "12s"}
 FAULTS = {  # by hand, to a container
@@ -52,7 +59,8 @@ class Step:
     began: float = 0.0  # as `time.monotonic` tells it
 
     def __str__(self):
-        return f"{self.number}. {self.kind}, {self.service}, {self.delay:.1f} s"
+        delay = f" after {self.delay:.1f} s" if "in a deploy" in self.kind else ""
+        return f"{self.number}. {self.kind}: {self.service}{delay}"
 
 
 def steps(seed):
@@ -62,8 +70,8 @@ def steps(seed):
         kinds = list(KINDS)
         chance.shuffle(kinds)
         for kind in kinds:
-            service = chance.choice(SCALED if kind == "scale" else SERVICES)
-            yield Step(next(numbers), kind, service, chance.uniform(0, 4))
+            service, delay = chance.choice(CONCERNED.get(kind, SERVICES)), chance.uniform(0, 4)
+            yield Step(next(numbers), kind, service, delay)
 
 
 class Soak:
