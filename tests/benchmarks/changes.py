@@ -125,7 +125,7 @@ def _rollback(figures, runs, installation):
             _deploy(installation),
         )
         newest = installation.told("llm.releases", "lines=1")["releases"][0]["number"]
-        for _ in range(runs):
+        for _ in range(min(runs, 3)):  # a minute each with the way forward
             figures.add(name, run(installation.command("salt-run", "llm.rollback")))
             run(installation.command("salt-run", "llm.rollback", str(newest)))
     peer = figures.median(seven.name("Ansible"))
