@@ -163,24 +163,27 @@ def take_back(number, why=()):
     """
     if not _is_mine(number):
         return {"result": llm_release.REFUSED, "changes": {}, "errors": []}
-    changes, errors, silent, begun = {}, [], set(), False
+    changes, silent, begun = {}, set(), []
     # What is no state runs with the pillar that the minion started with.
     _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
-    for tier in reversed(__salt__["llm_config.tiers"]()):
-        for hosts, services in _carriers(tier).items():
-            said, missing = _ask(hosts, "llm_deploy.take_back", number, services)
-            silent |= set(missing)
-            for host, answer in said.items():
-                if _failed(answer):
-                    errors.append(f"{host}: {answer}")
-                    continue
-                begun = begun or answer["begun"]
-                errors += [f"{host}: {error}" for error in answer["errors"]]
+
+    def back(hosts, services):
+        said, missing = _ask(hosts, "llm_deploy.take_back", number, services)
+        silent.update(missing)
+        found = [f"{host}: {answer}" for host, answer in said.items() if _failed(answer)]
+        for host, answer in said.items():
+            if not _failed(answer):
+                begun.append(answer["begun"])
                 changes.setdefault(host, {}).update(answer["changes"])
+                found += [f"{host}: {error}" for error in answer["errors"]]
+        return found
+
+    tiers = reversed(__salt__["llm_config.tiers"]())
+    errors = _in_turn([step for tier in tiers for step in _carriers(tier).items()], back)
     errors += [f"{host} does not answer: nobody knows what serves there" for host in sorted(silent)]
-    if begun and not errors:
+    if any(begun) and not errors:
         errors += _unverified()
-    result = _result(begun, silent, errors)
+    result = _result(any(begun), silent, errors)
     _ask(_hosts(), "llm_deploy.end", number, result)
     _end(number, result, [*why, *errors])
     return {
@@ -212,19 +215,34 @@ def go_to(number, release):
     hosts = _releases().target(release, force=True)["hosts"]
     changes = {}
     _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
-    for tier in reversed(__salt__["llm_config.tiers"]()):
-        for host, served in hosts.items():
-            wanted = {service: served[service] for service in tier if service in served}
-            if not wanted:
-                continue
-            said, silent = _ask([host], "llm_deploy.go_to", number, release, wanted)
-            answer = said.get(host)
-            if silent or _failed(answer):
-                raise CommandExecutionError(f"{host}: {answer or 'does not answer'}")
-            changes.setdefault(host, {}).update(answer["changes"])
-            if answer["errors"]:
-                raise CommandExecutionError("\n".join(f"{host}: {e}" for e in answer["errors"]))
+
+    def go(host, wanted):
+        said, silent = _ask([host], "llm_deploy.go_to", number, release, wanted)
+        answer = said.get(host)
+        if silent or _failed(answer):
+            raise CommandExecutionError(f"{host}: {answer or 'does not answer'}")
+        changes.setdefault(host, {}).update(answer["changes"])
+        return [f"{host}: {error}" for error in answer["errors"]]
+
+    steps = [
+        (host, wanted)
+        for tier in reversed(__salt__["llm_config.tiers"]())
+        for host, served in hosts.items()
+        if (wanted := {service: served[service] for service in tier if service in served})
+    ]
+    if errors := _in_turn(steps, go):
+        raise CommandExecutionError("\n".join(errors))
     return {host: found for host, found in changes.items() if found}
+
+
+def _in_turn(steps, act):
+    """
+    Return the errors of ``act`` for each of ``steps``, where what failed is tried once more, the
+    last first: something that needs another, such as a cache with its old password, may start only
+    once that is back.
+    """
+    failed = [step for step in steps if act(*step)]
+    return [error for step in reversed(failed) for error in act(*step)]
 
 
 def _result(begun, silent, errors):

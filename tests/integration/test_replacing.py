@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.support.load import Load
-from tests.support.operator import gateway, set_secret, site_changed
+from tests.support.operator import gateway, unlimited_client
 from tests.support.platform import docker
 from tests.support.upstream import Upstream
 
@@ -23,19 +23,8 @@ RATE = 15  # requests per second
 @pytest.fixture(scope="module")
 def settings(platform):
     """The settings of a client that may ask as often as it likes."""
-    name = f"load-{uuid.uuid4().hex[:8]}"
-    configured = "rate-limiter.configured,tail.configured"
-    with site_changed(platform, clients={"default": {}, name: {"requests": 100000000}}):
-        set_secret(platform, f"clients.{name}", uuid.uuid4().hex)
-        platform.salt("*", "state.apply", configured)
-        found = platform.client_settings(name)
-        while True:  # until the key is known
-            with Load(found, RATE) as load:
-                load.flow(RATE)
-            if not load.failures:
-                break
+    with unlimited_client(platform, RATE) as found:
         yield found
-    platform.salt("*", "state.apply", configured)
 
 
 class Model(Upstream):

@@ -62,6 +62,14 @@ def copy_pillar(folder, **changes):
     return pillar, site
 
 
+def change_service(pillar, name, **knobs):
+    """Have other ``knobs`` of service ``name`` in the folder ``pillar``."""
+    path = pillar / "environments" / "dev.sls"
+    found = yaml.safe_load(path.read_text())
+    found["llm"]["services"].setdefault(name, {}).update(knobs)
+    path.write_text(yaml.safe_dump(found))
+
+
 class Platform:
     """
     The installation: its files, its daemons, and what its users do with it.
@@ -158,10 +166,7 @@ class Platform:
 
     def change_service(self, name, **knobs):
         """Have other ``knobs`` of service ``name`` from now on."""
-        path = self.pillar / "environments" / "dev.sls"
-        found = yaml.safe_load(path.read_text())
-        found["llm"]["services"].setdefault(name, {}).update(knobs)
-        path.write_text(yaml.safe_dump(found))
+        change_service(self.pillar, name, **knobs)
 
     def run(self, *arguments, check=True, timeout=600):
         """Call ``salt-run``; return the finished process."""

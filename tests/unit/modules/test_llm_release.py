@@ -159,6 +159,18 @@ def test_take_back_goes_tier_by_tier_from_the_last(llm_release, hosts, record, l
     assert lock.holder() is None
 
 
+def test_take_back_of_what_needs_something_that_goes_back_later(llm_release, hosts):
+    """Such as the password of the cache."""
+    back = {"begun": True, "changes": {}, "errors": []}
+    answers = iter([back, back | {"errors": ["WRONGPASS"]}, back, back])
+    hosts.answers["llm_deploy.take_back"] = lambda: next(answers)
+    llm_release.begin(1, "deploy")
+    assert llm_release.take_back(1)["result"] == "taken back"
+    assert [services for _, services in hosts.asked_for("take_back")] == [
+        ["tail"], ["head", "rate-limiter"], ["cache"], ["head", "rate-limiter"],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("fault", "result"),
     [
@@ -199,6 +211,21 @@ def test_go_to_an_earlier_release(llm_release, hosts):
     hosts.answers["llm_deploy.go_to"] = {"changes": {"llm-tail-1-g1": ["…"]}, "errors": []}
     assert llm_release.go_to(2, 1) == {"node1": {"llm-tail-1-g1": ["…"]}}
     assert hosts.asked_for("go_to") == [(2, 1, {"tail": SERVED["tail"]})]
+
+
+def test_go_to_what_needs_something_that_goes_back_later(llm_release, hosts):
+    served = SERVED | {"cache": SERVED["tail"]}
+    hosts.answers["llm_deploy.end"] |= {"services": served}
+    llm_release.begin(1, "deploy")
+    llm_release.finish(1)
+    llm_release.begin(2, "rollback to 1")
+    gone = {"changes": {"llm-tail-1-g1": ["…"]}, "errors": []}
+    answers = iter([gone | {"errors": ["WRONGPASS"]}, gone, gone])
+    hosts.answers["llm_deploy.go_to"] = lambda: next(answers)
+    assert llm_release.go_to(2, 1) == {"node1": {"llm-tail-1-g1": ["…"]}}
+    assert [list(wanted) for _, _, wanted in hosts.asked_for("go_to")] == [
+        ["tail"], ["cache"], ["tail"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
