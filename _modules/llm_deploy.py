@@ -7,10 +7,11 @@ nothing.
 """
 
 import datetime
-import json
 import pathlib
 import time
 
+import llm_engine
+import llm_record
 import llm_release
 import llm_snapshot
 import llm_spec
@@ -19,6 +20,7 @@ from salt.exceptions import CommandExecutionError
 __virtualname__ = "llm_deploy"
 
 PATIENCE = 120  # seconds that another state run may still take
+CHANGE = ("state.*", "llm_deploy.take_back", "llm_deploy.go_to")  # what changes containers
 
 
 def __virtual__():
@@ -85,19 +87,32 @@ def begin(number):
     """
     if why := fence(number):
         raise CommandExecutionError(why)
-    if runs := _wait_for_other_runs():
+    if runs := _wait_for_other_runs(*CHANGE):
         named = ", ".join(f"{run['fun']} (job {run['jid']})" for run in runs)
         raise CommandExecutionError(f"still at work here: {named}; wait, or saltutil.kill_job")
     _snapshot(number).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
-    _write("deploy.json", {
-        "number": number,
-        "state": llm_release.RUNNING,
-        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "touched": False,
-        "before": _serving(),
-    })  # fmt: skip
+    serving = _serving()
+    if why := fence(number):  # called off meanwhile
+        raise CommandExecutionError(why)
+    _write("deploy.json", _record(number, llm_release.RUNNING, serving))
     return time.time()
+
+
+def call_off(number):
+    """
+    Deploy ``number`` does not take place: what comes of it later changes nothing here.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.call_off 12
+    """
+    if number < (current() or {"number": 0})["number"]:
+        return
+    llm_snapshot.remove(_snapshot(number))
+    _write("deploy.json", _record(number, llm_release.REFUSED))
 
 
 def touch():
@@ -178,7 +193,7 @@ def take_back(number, services):
     if not record or record["number"] != number:
         return {"begun": False, "changes": {}, "errors": []}
     _write("deploy.json", record | {"state": "going back"})
-    for run in _wait_for_other_runs():
+    for run in _wait_for_other_runs("state.*"):
         __salt__["saltutil.kill_job"](run["jid"])
     wanted = {name: record["before"].get(name, {}) for name in services}
     why = f"release {number} was taken back"
@@ -271,6 +286,8 @@ def _go(wanted, snapshot, number, why):
                 errors += found
                 continue
             done = __salt__["llm_container.execute"](plan)
+        except llm_engine.NoAnswer as err:
+            return {"changes": changes, "errors": [*errors, str(err)]}
         except CommandExecutionError as err:
             errors.append(f"{service}: {err}")
             continue
@@ -344,14 +361,24 @@ def _changes(before, after):
     return found
 
 
-def _wait_for_other_runs():
-    """Return the state runs that are under way here, after they had time to come to their end."""
+def _wait_for_other_runs(*functions):
+    """
+    Return the runs of ``functions`` that are under way here, after they had time to come to their
+    end.
+    """
     deadline = time.monotonic() + PATIENCE
-    while runs := __salt__["saltutil.is_running"]("state.*"):
+    while runs := [run for each in functions for run in __salt__["saltutil.is_running"](each)]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
     return runs
+
+
+def _record(number, state, before=None):
+    """Return what this host remembers of a deploy."""
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = {"number": number, "state": state, "since": since, "touched": False}
+    return record | {"before": before or {}}
 
 
 def _of(number):
@@ -369,19 +396,9 @@ def _read(name):
     root = _root()
     if not root:
         return None
-    path = root / name
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as err:
-        raise CommandExecutionError(f"{path}: {err}") from None
+    return llm_record.read(root / name)
 
 
 def _write(name, data):
-    path = _root() / name
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    new = path.with_name(f".{name}.new")
-    new.touch(mode=0o600)
-    new.write_text(json.dumps(data, indent=1) + "\n")
-    new.replace(path)
+    _root().mkdir(mode=0o711, parents=True, exist_ok=True)
+    llm_record.write(_root() / name, data)

@@ -10,11 +10,12 @@ import time
 
 import llm_lock
 import llm_release
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltClientError
 
 __virtualname__ = "llm_release"
 
 TIMEOUT = 15  # seconds until a host is asked whether it is still at it
+PATIENCE = 15  # seconds in which a host that was away may come back
 
 
 def __virtual__():
@@ -76,6 +77,8 @@ def begin(number, what):
     problems += [f"{host}: {answer}" for host, answer in answers.items() if _failed(answer)]
     problems += _skewed(answers, started)
     if problems:
+        # Who has begun ends it; who is frozen and begins late finds that it is over.
+        _ask(_hosts(), "llm_deploy.call_off", number, timeout=1)
         _end(number, llm_release.REFUSED, problems)
         raise CommandExecutionError("\n".join(problems))
 
@@ -145,31 +148,53 @@ def take_back(number, why=()):
     """
     if not _is_mine(number):
         return {"result": llm_release.REFUSED, "changes": {}, "errors": []}
-    changes, errors, silent, begun = {}, [], set(), False
-    # What is no state runs with the pillar that the minion started with.
-    _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
-    for tier in reversed(__salt__["llm_config.tiers"]()):
-        for hosts, services in _carriers(tier).items():
-            said, missing = _ask(hosts, "llm_deploy.take_back", number, services)
-            silent |= set(missing)
-            for host, answer in said.items():
-                if _failed(answer):
-                    errors.append(f"{host}: {answer}")
-                    continue
-                begun = begun or answer["begun"]
-                errors += [f"{host}: {error}" for error in answer["errors"]]
-                changes.setdefault(host, {}).update(answer["changes"])
-    errors += [f"{host} does not answer: nobody knows what serves there" for host in sorted(silent)]
+    answers, silent = _taken_back(number)
+    begun, changes, errors = False, {}, []
+    for host, answer in answers:
+        if _failed(answer):
+            errors.append(f"{host}: {answer}")
+            continue
+        begun = begun or answer["begun"]
+        errors += [f"{host}: {error}" for error in answer["errors"]]
+        changes.setdefault(host, {}).update(answer["changes"])
+    errors += [f"{host} does not answer: nobody knows what serves there" for host in silent]
     if begun and not errors:
         errors += _unverified()
     result = _result(begun, silent, errors)
-    _ask(_hosts(), "llm_deploy.end", number, result)
+    _ask([host for host in _hosts() if host not in silent], "llm_deploy.end", number, result)
     _end(number, result, [*why, *errors])
     return {
         "result": result,
         "changes": {host: found for host, found in changes.items() if found},
         "errors": errors,
     }
+
+
+def _taken_back(number):
+    """
+    Let every host go back from release ``number``; return what each answered, and who is silent.
+    """
+    answers, tiers = [], __salt__["llm_config.tiers"]()[::-1]
+    # What is no state runs with the pillar that the minion started with.
+    _, away = _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
+    for tier in tiers:
+        there = [host for host in _hosts() if host not in away]
+        for hosts, services in _carriers([tier], there):
+            said, silent = _ask(hosts, "llm_deploy.take_back", number, services)
+            answers += said.items()
+            away += silent
+    end = time.monotonic() + PATIENCE
+    while away:
+        # Minions and the master's daemon come back by themselves; a frozen host hears it later.
+        _ask(away, "saltutil.refresh_pillar", timeout=1, wait=True)
+        for hosts, services in _carriers(tiers, away):
+            said, _ = _ask(hosts, "llm_deploy.take_back", number, services)
+            answers += said.items()
+            away = [host for host in away if host not in said]
+        if time.monotonic() >= end:
+            break
+        time.sleep(1)
+    return answers, away
 
 
 def go_to(number, release):
@@ -212,9 +237,9 @@ def go_to(number, release):
 def _result(begun, silent, errors):
     if silent:
         return llm_release.UNKNOWN
-    if not begun:
-        return llm_release.REFUSED
-    return llm_release.NOT_TAKEN_BACK if errors else llm_release.TAKEN_BACK
+    if errors:
+        return llm_release.NOT_TAKEN_BACK
+    return llm_release.TAKEN_BACK if begun else llm_release.REFUSED
 
 
 def _unverified():
@@ -241,19 +266,27 @@ def _hosts():
     return list(__salt__["llm_config.platform"]()["site"]["hosts"])
 
 
-def _carriers(tier):
-    """Return the services of a tier by those who carry them: ``{(host, ...): [service]}``."""
+def _carriers(tiers, hosts):
+    """Return which of ``hosts`` carry which services of ``tiers``: ``[([host], [service])]``."""
     found = {}
-    for service in tier:
-        found.setdefault(tuple(__salt__["llm_config.hosts"](service)), []).append(service)
-    return found
+    for host in hosts:
+        names = [name for tier in tiers for name in tier]
+        services = [name for name in names if host in __salt__["llm_config.hosts"](name)]
+        if services:
+            found.setdefault(tuple(services), []).append(host)
+    return [(there, list(services)) for services, there in found.items()]
 
 
-def _ask(hosts, function, *arguments, **keywords):
+def _ask(hosts, function, *arguments, timeout=TIMEOUT, **keywords):
     """Return what ``hosts`` answered, and which of them did not."""
-    answers = __salt__["saltutil.cmd"](
-        list(hosts), function, tgt_type="list", arg=arguments, kwarg=keywords, timeout=TIMEOUT
-    )
+    if not hosts:
+        return {}, []
+    try:
+        answers = __salt__["saltutil.cmd"](
+            list(hosts), function, tgt_type="list", arg=arguments, kwarg=keywords, timeout=timeout
+        )
+    except SaltClientError:  # the master's own daemon is away, and with it every answer
+        answers = {}
     said = {host: each["ret"] for host, each in answers.items() if "ret" in each}
     return said, [host for host in hosts if host not in said]
 

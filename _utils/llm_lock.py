@@ -104,7 +104,7 @@ class Lock:
                 return _line(file)
         except FileNotFoundError:
             return {}
-        except PermissionError as err:
+        except OSError as err:
             raise CommandExecutionError(f"{self.path}: {err.strerror}") from None
 
     @contextlib.contextmanager
@@ -113,6 +113,10 @@ class Lock:
         try:
             fcntl.flock(file, fcntl.LOCK_SH if flags == os.O_RDONLY else fcntl.LOCK_EX)
             yield file
+        except ValueError:
+            raise CommandExecutionError(
+                f"{self.path} is damaged: it is not what was written; remove it"
+            ) from None
         finally:
             os.close(file)
 
@@ -138,11 +142,10 @@ def who():
 
 def _line(file):
     """Return the first line; what is behind it is the rest of a longer one."""
-    text = os.pread(file, 65536, 0).split(b"\n")[0]
-    try:
-        return json.loads(text or b"{}")
-    except ValueError:
-        raise CommandExecutionError("the lock's file is not what was written; remove it") from None
+    found = json.loads(os.pread(file, 65536, 0).split(b"\n")[0] or b"{}")
+    if not isinstance(found, dict):
+        raise ValueError(found)
+    return found
 
 
 def _write(file, found):

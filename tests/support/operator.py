@@ -3,7 +3,9 @@ What an operator does to a `Platform` beside deploying it.
 """
 
 import contextlib
+import json
 import subprocess
+import time
 
 import yaml
 
@@ -34,3 +36,28 @@ def gateway(platform):
     """Return the address at which containers of the platform find this machine."""
     site = yaml.safe_load((platform.pillar / "site.yaml").read_text())
     return site["network"]["subnet"].replace(".0/20", ".1")
+
+
+def release(platform, *arguments, command="llm.deploy", code=0):
+    """Make a release; return its record, or what was said in place of it."""
+    done = platform.run(command, *arguments, "--out=json", check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def start(platform, *arguments):
+    """Start ``salt-run`` in a process group of its own."""
+    return subprocess.Popen(
+        platform.command("salt-run", platform.master.config_dir, arguments),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, cwd=platform.folder,
+    )  # fmt: skip
+
+
+def wait_for_another(platform, service, known, timeout=120):
+    """Return once a second container of ``service`` runs beside those ``known``."""
+    start = f"{platform.name}-{service}-"
+    deadline = time.monotonic() + timeout
+    while not {n for n in platform.containers() if n.startswith(start)} - known.keys():
+        assert time.monotonic() < deadline, f"no other {service} within {timeout} s"
+        time.sleep(0.2)
