@@ -20,6 +20,7 @@ from salt.exceptions import CommandExecutionError
 __virtualname__ = "llm_deploy"
 
 PATIENCE = 120  # seconds that another state run may still take
+ENDED = (llm_release.DONE, llm_release.TAKEN_BACK)  # what serves then is proved
 CHANGE = ("state.*", "llm_deploy.take_back", "llm_deploy.go_to")  # what changes containers
 
 
@@ -72,7 +73,8 @@ def fence(number):
 
 def begin(number):
     """
-    Take part in deploy ``number``: remember what serves now, to be able to go back.
+    Take part in deploy ``number``: remember what serves now, to be able to go back. Where the last
+    deploy has never come to its end, that is what served before it: the rest is not proved.
 
     CLI Example:
 
@@ -91,11 +93,13 @@ def begin(number):
         named = ", ".join(f"{run['fun']} (job {run['jid']})" for run in runs)
         raise CommandExecutionError(f"still at work here: {named}; wait, or saltutil.kill_job")
     _snapshot(number).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
-    serving = _serving()
+    unended = _unended(number)
+    if not unended:
+        llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
+    record = _record(number, llm_release.RUNNING, before=_serving()) | unended
     if why := fence(number):  # called off meanwhile
         raise CommandExecutionError(why)
-    _write("deploy.json", _record(number, llm_release.RUNNING, serving))
+    _write("deploy.json", record)
     return time.time()
 
 
@@ -111,8 +115,10 @@ def call_off(number):
     """
     if number < (current() or {"number": 0})["number"]:
         return
-    llm_snapshot.remove(_snapshot(number))
-    _write("deploy.json", _record(number, llm_release.REFUSED))
+    unended = _unended(number)
+    if not unended:
+        llm_snapshot.remove(_snapshot(number))
+    _write("deploy.json", _record(number, llm_release.REFUSED) | unended)
 
 
 def touch():
@@ -379,6 +385,20 @@ def _record(number, state, before=None):
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = {"number": number, "state": state, "since": since, "touched": False}
     return record | {"before": before or {}}
+
+
+def _unended(number):
+    """
+    Return what deploy ``number`` takes over of an earlier one that has changed containers and has
+    come to no end, and hand its snapshot on; an empty mapping where there is none.
+    """
+    last = current()
+    if not last or not (last["touched"] and last["before"]) or last["state"] in ENDED:
+        return {}
+    if last["number"] != number and _snapshot(last["number"]).exists():
+        llm_snapshot.remove(_snapshot(number))
+        _snapshot(last["number"]).rename(_snapshot(number))
+    return {"touched": True, "before": last["before"]}
 
 
 def _of(number):

@@ -22,19 +22,12 @@ DELAY = {"min_healthy": "4s", "healthy_deadline": "60s"}  # long enough to be hi
 @pytest.fixture(autouse=True)
 def _one_of_each(platform, client):
     """After each test, only what belongs there is there."""
-    before = _services(platform)
+    before = platform.services()
     yield
     platform.apply("cache.running,rate-limiter.running")
     assert completion(client)
-    assert _services(platform) == before
+    assert platform.services() == before
     _nothing_is_left_over(platform)
-
-
-def _services(platform):
-    """Return the services of the running containers, each as often as it runs."""
-    label = '{{.Label "llm.service"}}'
-    found = docker("ps", "--filter", f"label=llm.site={platform.name}", "--format", label)
-    return sorted(found.split())
 
 
 def _all(platform):
@@ -62,7 +55,7 @@ def _nothing_is_left_over(platform):
         if state == "exited":
             parked.append(name.rpartition("-g")[0])
         else:
-            assert _services(platform).count(service) == 1
+            assert platform.services().count(service) == 1
     assert not [replica for replica in parked if parked.count(replica) > KEEP]
     assert not list(platform.root.rglob(".unfinished-*"))
     assert not list(platform.root.rglob(".*.new"))
@@ -163,7 +156,7 @@ def test_a_minion_that_is_killed_in_mid_deploy(platform, client):
         platform.deploy()
         after = platform.containers()
         assert old not in after
-        assert _services(platform).count("rate-limiter") == 1
+        assert platform.services().count("rate-limiter") == 1
         assert platform.apply("rate-limiter") == {}
         platform.deploy()
         assert platform.containers() == after

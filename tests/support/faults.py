@@ -8,6 +8,8 @@ import subprocess
 import time
 import uuid
 
+import psutil
+
 from tests.support.platform import docker
 
 
@@ -65,3 +67,19 @@ def completion(client, **options):
         **options,
     )
     return answer.usage.completion_tokens
+
+
+@contextlib.contextmanager
+def frozen(pid):
+    """Stop process ``pid`` and all its children for a while."""
+    parent = psutil.Process(pid)
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()

@@ -137,6 +137,26 @@ def test_deploy_that_is_called_off_while_it_begins(llm_deploy, containers):
     assert llm_deploy.current()["state"] == "refused"
 
 
+@pytest.mark.parametrize("called_off", [False, True])
+def test_begin_after_a_deploy_that_was_killed(llm_deploy, containers, live, called_off):
+    """What it has switched is not proved, so going back means what served before it."""
+    llm_deploy.begin(7)
+    llm_deploy.touch()
+    containers[:] = [container(2, "128m")]
+    live.write_text("two")
+    if called_off:
+        llm_deploy.begin(8)
+        llm_deploy.call_off(8)
+    llm_deploy.begin(9)
+    record = llm_deploy.current()
+    assert record["before"]["tail"]["1"]["container"] == "llm-tail-1-g1"
+    assert llm_deploy.take_back(9, ["tail"])["begun"] is True
+    assert live.read_text() == "one"
+    llm_deploy.end(9, "taken back")
+    llm_deploy.begin(10)
+    assert llm_deploy.current()["before"]["tail"]["1"]["container"] == "llm-tail-1-g2"
+
+
 def test_begin_waits_for_one_that_goes_back(llm_deploy, monkeypatch):
     monkeypatch.setattr(llm_deploy_module.time, "sleep", lambda seconds: None)
     late = [{"fun": "llm_deploy.take_back", "jid": "2"}]
