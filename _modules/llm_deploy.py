@@ -112,13 +112,17 @@ def call_off(number):
     .. code-block:: bash
 
         salt '*' llm_deploy.call_off 12
+
+    Returns the number of the last deploy that this host knows of.
     """
-    if number < (current() or {"number": 0})["number"]:
-        return
+    known = (current() or {"number": 0})["number"]
+    if number < known:
+        return known
     unended = _unended(number)
     if not unended:
         llm_snapshot.remove(_snapshot(number))
     _write("deploy.json", _record(number, llm_release.REFUSED) | unended)
+    return number
 
 
 def touch():

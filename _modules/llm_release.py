@@ -44,7 +44,7 @@ def next_number():
 
         salt-call llm_release.next_number
     """
-    return _lock().next()
+    return max(_lock().next(), _releases().next())
 
 
 def begin(number, what):
@@ -78,8 +78,10 @@ def begin(number, what):
     problems += _skewed(answers, started)
     if problems:
         # Who has begun ends it; who is frozen and begins late finds that it is over.
-        _ask(_hosts(), "llm_deploy.call_off", number, timeout=1)
+        told, _ = _ask(_hosts(), "llm_deploy.call_off", number, timeout=1)
         _end(number, llm_release.REFUSED, problems)
+        # Hosts may know of later deploys than a lock whose file was lost.
+        _lock().free(last=max(answer for answer in (number, *told.values()) if not _failed(answer)))
         raise CommandExecutionError("\n".join(problems))
 
 

@@ -69,7 +69,7 @@ class Lock:
             if holder := _living(found.get("holder")):
                 raise Locked(holder)
             last = found.get("last", 0)
-            if number is not None and number != last + 1:
+            if number is not None and number <= last:
                 raise CommandExecutionError(
                     f"release {last} came in between: nothing was changed; deploy again"
                 )
@@ -89,13 +89,16 @@ class Lock:
         holder = self.holder()
         return bool(holder) and not holder["by_hand"] and holder["pid"] == os.getpid()
 
-    def free(self):
-        """Free the lock, whoever holds it; return who held it, or ``None``."""
+    def free(self, last=0):
+        """
+        Free the lock, whoever holds it; return who held it, or ``None``. Releases get numbers after
+        ``last`` from now on.
+        """
         if not self.path.exists():
             return None
         with self._opened(os.O_RDWR) as file:
             found = _line(file)
-            _write(file, found | {"holder": None})
+            _write(file, {"last": max(last, found.get("last", 0)), "holder": None})
         return _living(found.get("holder"))
 
     def _read(self):

@@ -48,10 +48,16 @@ class Releases:
         """Return the record of release ``number``, or ``None``."""
         return llm_record.read(self._path(number))
 
+    def next(self):
+        """Return the first number that no release has, nor one after it."""
+        return max(self._numbers(), default=0) + 1
+
+    def _numbers(self):
+        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.json"))
+
     def all(self):
         """Return every record, the first release first."""
-        numbers = sorted(int(path.stem) for path in self.folder.glob("[0-9]*.json"))
-        return [self.read(number) for number in numbers]
+        return [self.read(number) for number in self._numbers()]
 
     def abandon(self):
         """Note of each release whose process has ended without a word that it was interrupted."""

@@ -25,7 +25,7 @@ CHECKOUT = "/srv/llm"
 CONTAINERS = f"""PYTHONPATH={CHECKOUT}/bin python3 -B -c '
 import json
 from bootstrap import engine
-found = engine.ask("GET", "/containers/json", all=1)
+found = engine.ask("GET", "/containers/json", all=ALL)
 states = [engine.ask("GET", "/containers/" + one["Id"] + "/json")["State"] for one in found]
 print(json.dumps({{one["Names"][0]: state["StartedAt"] for one, state in zip(found, states)}}))'
 """
@@ -39,6 +39,7 @@ THE_SYSTEMS = re.compile(
     r"|/usr/(lib|share)/python3?[^ ]*/__pycache__"
 )
 MIRROR = "http://deb.debian.org/debian"
+WRITABLE = "mount -o remount,rw /sys; mount -o remount,rw /proc/sys"
 BARE = ("python3", "make", "ca-certificates")
 # By number, as far as engines know them; where --privileged is refused, each is asked for by name.
 CAPABILITIES = """
@@ -130,13 +131,20 @@ class Host:
         )
         self.container = self.client.containers.get(created["Id"])
         self.container.start()
-        self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys; mkdir -p /etc/docker")
+        self.run(f"{WRITABLE}; mkdir -p /etc/docker")
         self.write("/etc/docker/daemon.json", f'{{"cgroup-parent": "/{self.name}"}}')
         extra = pathlib.Path("/usr/local/share/ca-certificates")
         if extra.is_dir() and any(extra.iterdir()):
             self.copy(extra, "/usr/local/share/ca-certificates")
             self.run("update-ca-certificates")
         return self
+
+    def reboot(self):
+        """Cut its power and turn it on again; what runs on it by itself does not."""
+        self.container.kill()
+        self.container.wait()
+        self.container.start()
+        self.run(WRITABLE)
 
     def execute(self, command, environment=None, folder=None):
         """Run ``command`` in a shell; return its exit code and its output, both streams as one."""
@@ -207,9 +215,9 @@ class Host:
         found -= set(self.run("cat /var/lib/dpkg/info/*.list").splitlines())
         return {path for path in found if not THE_SYSTEMS.match(path)}
 
-    def containers(self):
-        """Return when each container of its engine was started, by name."""
-        return json.loads(self.run(CONTAINERS))
+    def containers(self, parked=True):
+        """Return when each container of its engine was started, by name; or but the running."""
+        return json.loads(self.run(CONTAINERS.replace("ALL", str(int(parked)))))
 
     def lend_images(self):
         """

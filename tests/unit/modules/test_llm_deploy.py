@@ -115,9 +115,9 @@ def test_fence(llm_deploy, number, end, words):
 
 def test_deploy_that_was_called_off_changes_nothing(llm_deploy, tmp_path):
     llm_deploy.begin(7)
-    llm_deploy.call_off(6)
+    assert llm_deploy.call_off(6) == 7
     assert llm_deploy.current()["state"] == "running"
-    llm_deploy.call_off(7)
+    assert llm_deploy.call_off(7) == 7
     assert not (tmp_path / "deploys" / "7").exists()
     llm_deploy.call_off(8)
     for number in (7, 8):

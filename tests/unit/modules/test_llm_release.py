@@ -18,7 +18,7 @@ class Hosts:
     def __init__(self):
         self.answers = {
             "llm_deploy.begin": time.time,
-            "llm_deploy.call_off": None,
+            "llm_deploy.call_off": 0,
             "llm_deploy.end": {"changes": {"llm-tail-1-g1": ["pids 1 → 2"]}, "services": SERVED},
             "llm_deploy.take_back": {"begun": True, "changes": {}, "errors": []},
             "llm_deploy.go_to": {"changes": {}, "errors": []},
@@ -133,6 +133,21 @@ def test_begin_that_is_refused_changes_nothing(llm_release, hosts, record, lock,
     assert words in str(refused.value)
     assert hosts.asked_for("call_off") == [(1,)]
     assert record(1)["result"] == "refused"
+    assert lock.holder() is None
+
+
+def test_begin_after_the_file_of_the_lock_was_lost(llm_release, hosts, record, lock):
+    """No number comes twice: those on record are known here, and what hosts know they tell."""
+    for number in (1, 2):
+        llm_release.begin(number, "deploy")
+        llm_release.finish(number)
+    lock.path.unlink()
+    assert llm_release.next_number() == 3
+    hosts.answers["llm_deploy.begin"] = "ERROR: deploy 8 has begun here since"
+    hosts.answers["llm_deploy.call_off"] = 8
+    with pytest.raises(CommandExecutionError, match="deploy 8 has begun here since"):
+        llm_release.begin(3, "deploy")
+    assert llm_release.next_number() == 9
     assert lock.holder() is None
 
 
