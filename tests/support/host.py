@@ -39,7 +39,7 @@ THE_SYSTEMS = re.compile(
     r"|/usr/(lib|share)/python3?[^ ]*/__pycache__"
 )
 MIRROR = "http://deb.debian.org/debian"
-WRITABLE = "mount -o remount,rw /sys; mount -o remount,rw /proc/sys"
+WRITABLE = "mount -o remount,rw /sys; mount -o remount,rw /proc/sys || test -w /proc/sys"
 BARE = ("python3", "make", "ca-certificates")
 # By number, as far as engines know them; where --privileged is refused, each is asked for by name.
 CAPABILITIES = """
