@@ -694,7 +694,7 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
         if knobs and (mistakes := _reviewed()):
             return _verdict(mistakes)
         try:
-            number = _free(wait).next()
+            number = max(_free(wait).next(), _releases().next())
             outcome = _orchestrated(orchestration, number, test, pillar)
         except llm_lock.Locked as err:
             return shown({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)

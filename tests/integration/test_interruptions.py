@@ -19,11 +19,11 @@ DELAY = {"min_healthy": "4s", "healthy_deadline": "60s"}  # long enough to be hi
 @pytest.fixture(autouse=True)
 def _one_of_each(platform, client):
     """After each test, only what belongs there is there."""
-    before = invariants.running(platform)
+    before = platform.services()
     yield
     platform.apply("cache.running,rate-limiter.running")
     assert completion(client)
-    assert invariants.running(platform) == before
+    assert platform.services() == before
     invariants.nothing_is_left_over(platform)
 
 
@@ -110,7 +110,7 @@ def test_a_minion_that_is_killed_in_mid_deploy(platform, client):
         platform.deploy()
         after = platform.containers()
         assert old not in after
-        assert invariants.running(platform).count("rate-limiter") == 1
+        assert platform.services().count("rate-limiter") == 1
         assert platform.apply("rate-limiter") == {}
         platform.deploy()
         assert platform.containers() == after

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.support.faults import completion
+from tests.support.operator import release
 from tests.support.platform import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -25,11 +26,9 @@ def as_it_was(platform, client):
     assert completion(client)
 
 
-def asked(platform, *arguments, code=0):
+def asked(platform, command, *arguments, code=0):
     """Return what a command answers."""
-    done = platform.run(*arguments, "--out=json", check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(done.stdout)
+    return release(platform, *arguments, command=command, code=code)
 
 
 def replicas(platform, service):
@@ -114,8 +113,8 @@ def test_prune_removes_what_nobody_goes_back_to(platform, as_it_was):
     label = ("--filter", f"label=llm.site={platform.name}")
     for pids in (351, 352):
         with platform.service_changed("rate-limiter", pids=pids):
-            asked(platform, "llm.deploy", "services=rate-limiter")
-    asked(platform, "llm.deploy", "services=rate-limiter")
+            release(platform, "services=rate-limiter")
+    release(platform, "services=rate-limiter")
     image = docker("inspect", "-f", "{{.Image}}", platform.container("rate-limiter"))
     docker("tag", image, "llm/rate-limiter:000000000000")
     docker("tag", image, "llm-test/not-ours:1")

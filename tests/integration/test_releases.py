@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.faults import completion
-from tests.support.operator import start, wait_for_another
+from tests.support.operator import release, start, wait_for_another
 from tests.support.platform import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -25,13 +25,6 @@ def _as_it_was(platform, client):
     done = platform.run("llm.deploy", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert completion(client)
-
-
-def release(platform, *arguments, command="llm.deploy", code=0):
-    """Make a release; return its record, or what was said in place of it."""
-    done = platform.run(command, *arguments, "--out=json", check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(done.stdout)
 
 
 def running(platform, service):

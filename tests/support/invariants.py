@@ -20,13 +20,6 @@ def hold(platform):
     assert Lock(platform.root / "salt" / "lock.json").holder() is None
 
 
-def running(platform):
-    """Return the services of the running containers, each as often as it runs."""
-    label = '{{.Label "llm.service"}}'
-    found = docker("ps", "--filter", f"label=llm.site={platform.name}", "--format", label)
-    return sorted(found.split())
-
-
 def wanted(platform):
     """Return the services of the pillar, each as often as it asks for it."""
     changed = yaml.safe_load((platform.pillar / "environments" / "dev.sls").read_text())
@@ -49,7 +42,7 @@ def nothing_is_left_over(platform):
         assert (state, policy) in (("running", "always"), ("exited", "no")), (name, state, policy)
         if state == "exited":
             parked.append(name.rpartition("-g")[0])
-    assert running(platform) == wanted(platform)
+    assert platform.services() == wanted(platform)
     assert not [replica for replica in parked if parked.count(replica) > KEEP]
     assert not list(platform.root.rglob(".unfinished-*"))
     assert not list(platform.root.rglob(".*.new"))

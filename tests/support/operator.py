@@ -3,6 +3,7 @@ What an operator does to a `Platform` beside deploying it.
 """
 
 import contextlib
+import json
 import subprocess
 import time
 import uuid
@@ -77,3 +78,10 @@ def gateway(platform):
     """Return the address at which containers of the platform find this machine."""
     site = yaml.safe_load((platform.pillar / "site.yaml").read_text())
     return site["network"]["subnet"].replace(".0/20", ".1")
+
+
+def release(platform, *arguments, command="llm.deploy", code=0):
+    """Make a release; return its record, or what was said in place of it."""
+    done = platform.run(command, *arguments, "--out=json", check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)

@@ -234,6 +234,12 @@ class Platform:
             for each in json.loads(docker("inspect", *found) if found else "[]")
         }
 
+    def services(self):
+        """Return the services of the running containers, each as often as it runs."""
+        label = '{{.Label "llm.service"}}'
+        found = docker("ps", "--filter", f"label=llm.site={self.name}", "--format", label)
+        return sorted(found.split())
+
     def container(self, service, replica=1):
         """Return the name of the running container of a service."""
         start = f"{self.name}-{service}-{replica}-g"

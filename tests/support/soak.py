@@ -224,7 +224,7 @@ def _secret(soak, step):
 
 
 def _fault(soak, step):
-    only = invariants.running(soak.platform).count(step.service) == 1
+    only = soak.platform.services().count(step.service) == 1
     docker(*FAULTS[step.kind], soak.platform.container(step.service))
     if step.kind not in HARMLESS and step.service not in UNMISSED:
         # With another replica, only what was under way at the one that broke is lost.
