@@ -3,7 +3,7 @@ BOOTSTRAP = cd $(CURDIR) && PYTHONPATH=bin $(PYTHON) -B -m bootstrap
 VENV = $(CURDIR)/.venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help up down purge test unit bench lint
+.PHONY: help up down purge test unit soak bench lint
 
 help:   ## List these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,6 +22,9 @@ test:   ## Run all tests (root); an engine is started for them where none runs
 
 unit:   ## Run the quick tests
 	@$(BOOTSTRAP) test unit
+
+soak:   ## Change and break a platform at random under load (MINUTES=10 SEED=1, STEPS=7)
+	@$(BOOTSTRAP) soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS))
 
 bench:  ## Measure against the peers; a table, and bench.json
 	@$(BOOTSTRAP) environment tests

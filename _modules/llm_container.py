@@ -216,11 +216,7 @@ def _world(engine, services, references, recent=False):
         site=_site(),
         containers=_inspected(engine, concerned),
         foreign=foreign,
-        addresses={
-            llm_world.address_of(network)
-            for each in listed
-            for network in each["NetworkSettings"]["Networks"].values()
-        },
+        addresses=llm_world.addresses(listed),
         images={
             reference: {"id": llm_world.pinned(reference, ours), "create": reference}
             for reference in references

@@ -10,6 +10,7 @@ import datetime
 import pathlib
 import time
 
+import llm_engine
 import llm_record
 import llm_release
 import llm_snapshot
@@ -19,9 +20,12 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_deploy"
 
+SNAPSHOTS = 20  # releases whose live files are kept for going back
 PATIENCE = 120  # seconds that another state run may still take
 GOING_BACK = "going back"
 LONGEST = 3600  # seconds; a deploy that has begun before was killed
+ENDED = (llm_release.DONE, llm_release.TAKEN_BACK)  # what serves then is proved
+CHANGE = ("state.*", "llm_deploy.take_back", "llm_deploy.go_to")  # what changes containers
 
 
 def __virtual__():
@@ -73,7 +77,8 @@ def fence(number):
 
 def begin(number):
     """
-    Take part in deploy ``number``: remember what serves now, to be able to go back.
+    Take part in deploy ``number``: remember what serves now, to be able to go back. Where the last
+    deploy has never come to its end, that is what served before it: the rest is not proved.
 
     CLI Example:
 
@@ -88,21 +93,20 @@ def begin(number):
     """
     if why := fence(number):
         raise CommandExecutionError(why)
-    if runs := _wait_for_other_runs():
+    if runs := _wait_for_other_runs(*CHANGE):
         named = ", ".join(f"{run['fun']} (job {run['jid']})" for run in runs)
         raise CommandExecutionError(f"still at work here: {named}; wait, or saltutil.kill_job")
     with llm_watch.turn(_root(), PATIENCE) as mine:
         if not mine:
             raise CommandExecutionError("what was drift here is still being healed; try again")
         _snapshot(number).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
-        _write("deploy.json", {
-            "number": number,
-            "state": llm_release.RUNNING,
-            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "touched": False,
-            "before": _serving(),
-        })  # fmt: skip
+        unended = _unended(number)
+        if not unended:
+            llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
+        record = _record(number, llm_release.RUNNING, before=_serving()) | unended
+        if why := fence(number):  # called off meanwhile
+            raise CommandExecutionError(why)
+        _write("deploy.json", record)
     return time.time()
 
 
@@ -121,6 +125,28 @@ def under_way():
         return False
     since = datetime.datetime.fromisoformat(record["since"])
     return (datetime.datetime.now(datetime.UTC) - since).total_seconds() < LONGEST
+
+
+def call_off(number):
+    """
+    Deploy ``number`` does not take place: what comes of it later changes nothing here.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.call_off 12
+
+    Returns the number of the last deploy that this host knows of.
+    """
+    known = (current() or {"number": 0})["number"]
+    if number < known:
+        return known
+    unended = _unended(number)
+    if not unended:
+        llm_snapshot.remove(_snapshot(number))
+    _write("deploy.json", _record(number, llm_release.REFUSED) | unended)
+    return number
 
 
 def touch():
@@ -166,6 +192,7 @@ def end(number, state):
         llm_snapshot.take(_root() / "services", _snapshot(number, "after"))
     else:
         llm_snapshot.remove(_snapshot(number))
+    llm_snapshot.retain(_root() / "deploys", SNAPSHOTS)
     shown = ("container", "digest", "image")
     return {
         "changes": changes,
@@ -201,13 +228,25 @@ def take_back(number, services):
     if not record or record["number"] != number:
         return {"begun": False, "changes": {}, "errors": []}
     _write("deploy.json", record | {"state": GOING_BACK})
-    for run in _wait_for_other_runs():
+    for run in _wait_for_other_runs("state.*"):
         __salt__["saltutil.kill_job"](run["jid"])
     wanted = {name: record["before"].get(name, {}) for name in services}
     why = f"release {number} was taken back"
     if not record["touched"] and not _changed(number):
         return {"begun": False, "changes": {}, "errors": []}
-    return {"begun": True} | _go(wanted, _snapshot(number, "before"), number, why)
+    errors = _end_canaries(wanted)
+    done = _go(wanted, _snapshot(number, "before"), number, why)
+    return {"begun": True} | done | {"errors": errors + done["errors"]}
+
+
+def _end_canaries(services):
+    """Remove what was tried of ``services``; return what went wrong."""
+    try:
+        for name in sorted(set(__salt__["llm_canary.running"]()) & set(services)):
+            __salt__["llm_canary.end"](name)
+    except CommandExecutionError as err:
+        return [f"canary: {err}"]
+    return []
 
 
 def go_to(number, release, wanted):
@@ -294,6 +333,8 @@ def _go(wanted, snapshot, number, why):
                 errors += found
                 continue
             done = __salt__["llm_container.execute"](plan)
+        except llm_engine.NoAnswer as err:
+            return {"changes": changes, "errors": [*errors, str(err)]}
         except CommandExecutionError as err:
             errors.append(f"{service}: {err}")
             continue
@@ -367,14 +408,38 @@ def _changes(before, after):
     return found
 
 
-def _wait_for_other_runs():
-    """Return the state runs that are under way here, after they had time to come to their end."""
+def _wait_for_other_runs(*functions):
+    """
+    Return the runs of ``functions`` that are under way here, after they had time to come to their
+    end.
+    """
     deadline = time.monotonic() + PATIENCE
-    while runs := __salt__["saltutil.is_running"]("state.*"):
+    while runs := [run for each in functions for run in __salt__["saltutil.is_running"](each)]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
     return runs
+
+
+def _record(number, state, before=None):
+    """Return what this host remembers of a deploy."""
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = {"number": number, "state": state, "since": since, "touched": False}
+    return record | {"before": before or {}}
+
+
+def _unended(number):
+    """
+    Return what deploy ``number`` takes over of an earlier one that has changed containers and has
+    come to no end, and hand its snapshot on; an empty mapping where there is none.
+    """
+    last = current()
+    if not last or not (last["touched"] and last["before"]) or last["state"] in ENDED:
+        return {}
+    if last["number"] != number and _snapshot(last["number"]).exists():
+        llm_snapshot.remove(_snapshot(number))
+        _snapshot(last["number"]).rename(_snapshot(number))
+    return {"touched": True, "before": last["before"]}
 
 
 def _of(number):

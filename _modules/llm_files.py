@@ -23,7 +23,6 @@ import shutil
 import tempfile
 
 import jinja2
-import salt.fileclient
 from salt.exceptions import CommandExecutionError
 from salt.utils.jinja import SerializerExtension
 
@@ -31,6 +30,7 @@ __virtualname__ = "llm_files"
 
 RENDERED = "llm_files.rendered"
 TEMPLATES = "llm_files.templates"
+FETCHED = "llm_files.fetched"
 CERTIFICATE = "tls"  # the folder of a service's certificate beside its files
 
 
@@ -86,22 +86,30 @@ def _masked(named):
 
 
 def _environment():
-    """
-    Return where templates come from: the file server, all services' at once, for each connection
-    to it costs more than everything else here.
-    """
+    """Return where templates come from: the file server."""
     if TEMPLATES not in __context__:
-        services = __salt__["llm_config.platform"]()["services"]
-        with salt.fileclient.get_file_client(__opts__) as client:
-            for service in services:
-                client.cache_dir(f"salt://{service}/files")
         __context__[TEMPLATES] = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(pathlib.Path(__opts__["cachedir"], "files", "base")),
+            loader=jinja2.FunctionLoader(_template),
             undefined=jinja2.StrictUndefined,
             extensions=["jinja2.ext.do", SerializerExtension],
             keep_trailing_newline=True,
         )
     return __context__[TEMPLATES]
+
+
+def _template(name):
+    """
+    Return the text of a template, ``None`` when there is none. What a service has is fetched when
+    something of it is wanted, for each file costs a round trip.
+    """
+    service, fetched = name.partition("/")[0], __context__.setdefault(FETCHED, set())
+    if service not in fetched:
+        __salt__["cp.cache_dir"](f"salt://{service}/files")
+        fetched.add(service)
+    try:
+        return pathlib.Path(__opts__["cachedir"], "files", "base", name).read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _render(environment, template, context):

@@ -16,6 +16,7 @@ import urllib.parse
 import llm_check
 import llm_diagnosis
 import llm_engine
+import llm_world
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_health"
@@ -345,7 +346,7 @@ def _completed(check, found):
 
 
 def _port(found):
-    service = _service(found)
+    service = (_service(found) or "").removesuffix(llm_world.CANARY)
     return __salt__["llm_config.service"](service)["port"] if service else None
 
 

@@ -136,6 +136,30 @@ def _wanted(names):
     return found
 
 
+def needed(images):
+    """
+    Return the references of ``images`` and of all that they stand on, sorted.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_image.needed '[head, cache]'
+
+    images
+        As `pending` takes them.
+    """
+    wanted = _wanted(images)
+    rest, found = [recipe for recipe in wanted.values() if recipe], set(wanted)
+    while rest:
+        recipe = rest.pop()
+        found.add(recipe.reference)
+        rest += recipe.needs
+        if suite := recipe.default("SUITE"):
+            found.add(f"llm/debian:{suite}")
+    return sorted(found)
+
+
 def pending(images):
     """
     Return the references of those images that this host lacks.
@@ -231,7 +255,11 @@ def _build(images):
 
 
 def _check_room(builder, count):
+    """Make room for ``count`` images with those that nobody needs any more."""
     place = builder.info()["DockerRootDir"]
+    if shutil.disk_usage(place).free < count * ROOM:
+        removed = __salt__["llm_retention.prune"]()["images"]
+        log.info("the disk is full: removed %s", ", ".join(removed) or "nothing")
     free = shutil.disk_usage(place).free
     if free < count * ROOM:
         raise CommandExecutionError(

@@ -8,7 +8,9 @@ import json
 import pathlib
 import time
 
+import llm_catalogue
 import llm_envoy
+import llm_world
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_mesh"
@@ -30,7 +32,8 @@ def _path(service):
 
 def services():
     """
-    Return the names of the services that are reached by way of an Envoy of this host, sorted.
+    Return the names of the services that are reached by way of an Envoy of this host, and of the
+    canaries that there may be of them, sorted.
 
     CLI Example:
 
@@ -38,8 +41,10 @@ def services():
 
         salt '*' llm_mesh.services
     """
-    found = __salt__["llm_config.platform"]()["services"]
-    return sorted(name for name, service in found.items() if not service["every_host"])
+    catalogue = _catalogue()
+    found = [name for name, service in catalogue.items() if not service["every_host"]]
+    tried = [f"{name}{llm_world.CANARY}" for name in llm_catalogue.canaries(catalogue)]
+    return sorted(found + tried)
 
 
 def endpoints(service):
@@ -177,7 +182,7 @@ def _write(service, addresses):
 
 def _text(service, addresses):
     """Return what the endpoint file of ``service`` says when it is at ``addresses``."""
-    found = __salt__["llm_config.service"](service)
+    found = __salt__["llm_config.service"](service.removesuffix(llm_world.CANARY))
     health = {"port_value": found["health"]["port"]} if found["health"].get("port") else {}
     entries = [
         {

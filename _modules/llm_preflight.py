@@ -207,7 +207,7 @@ def _disk(platform, services, engine, models):
     # A host that has its images already needs only a tenth, for logs and data.
     if short and engine and _has_images(services):
         wanted //= 10
-    room = "make room (docker image prune), or lower preflight:disk_free"
+    room = "make room (salt-run llm.prune), or lower preflight:disk_free"
     return [
         (
             "disk",

@@ -10,11 +10,12 @@ import time
 
 import llm_lock
 import llm_release
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltClientError
 
 __virtualname__ = "llm_release"
 
 TIMEOUT = 15  # seconds until a host is asked whether it is still at it
+PATIENCE = 15  # seconds in which a host that was away may come back
 
 
 def __virtual__():
@@ -43,7 +44,25 @@ def next_number():
 
         salt-call llm_release.next_number
     """
-    return _lock().next()
+    return max(_lock().next(), _releases().next())
+
+
+def lock(what):
+    """
+    Take the lock for this process, until it ends, for what is no release.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call llm_release.lock teardown
+
+    what
+        What is done, for people.
+
+    Raises ``CommandExecutionError`` when somebody else has it.
+    """
+    _lock().take(what)
 
 
 def begin(number, what):
@@ -76,7 +95,11 @@ def begin(number, what):
     problems += [f"{host}: {answer}" for host, answer in answers.items() if _failed(answer)]
     problems += _skewed(answers, started)
     if problems:
+        # Who has begun ends it; who is frozen and begins late finds that it is over.
+        told, _ = _ask(_hosts(), "llm_deploy.call_off", number, timeout=1)
         _end(number, llm_release.REFUSED, problems)
+        # Hosts may know of later deploys than a lock whose file was lost.
+        _lock().free(last=max(answer for answer in (number, *told.values()) if not _failed(answer)))
         raise CommandExecutionError("\n".join(problems))
 
 
@@ -145,31 +168,65 @@ def take_back(number, why=()):
     """
     if not _is_mine(number):
         return {"result": llm_release.REFUSED, "changes": {}, "errors": []}
-    changes, errors, silent, begun = {}, [], set(), False
-    # What is no state runs with the pillar that the minion started with.
-    _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
-    for tier in reversed(__salt__["llm_config.tiers"]()):
-        for hosts, services in _carriers(tier).items():
-            said, missing = _ask(hosts, "llm_deploy.take_back", number, services)
-            silent |= set(missing)
-            for host, answer in said.items():
-                if _failed(answer):
-                    errors.append(f"{host}: {answer}")
-                    continue
-                begun = begun or answer["begun"]
-                errors += [f"{host}: {error}" for error in answer["errors"]]
-                changes.setdefault(host, {}).update(answer["changes"])
-    errors += [f"{host} does not answer: nobody knows what serves there" for host in sorted(silent)]
+    answers, silent = _taken_back(number)
+    begun, changes, errors = False, {}, []
+    for host, answer in answers:
+        if _failed(answer):
+            errors.append(f"{host}: {answer}")
+            continue
+        begun = begun or answer["begun"]
+        errors += [f"{host}: {error}" for error in answer["errors"]]
+        changes.setdefault(host, {}).update(answer["changes"])
+    errors += [f"{host} does not answer: nobody knows what serves there" for host in silent]
     if begun and not errors:
         errors += _unverified()
     result = _result(begun, silent, errors)
-    _ask(_hosts(), "llm_deploy.end", number, result)
+    _ask([host for host in _hosts() if host not in silent], "llm_deploy.end", number, result)
     _end(number, result, [*why, *errors])
     return {
         "result": result,
         "changes": {host: found for host, found in changes.items() if found},
         "errors": errors,
     }
+
+
+def _taken_back(number):
+    """
+    Let every host go back from release ``number``; return what each answered, and who is silent.
+    """
+    answers, failed, tiers = [], [], __salt__["llm_config.tiers"]()[::-1]
+    # What is no state runs with the pillar that the minion started with.
+    _, away = _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
+
+    def ask(hosts, services):
+        said, silent = _ask(hosts, "llm_deploy.take_back", number, services)
+        for host, answer in said.items():
+            if _failed(answer) or answer["errors"]:
+                failed.append((host, services))
+            else:
+                answers.append((host, answer))
+        return silent
+
+    for tier in tiers:
+        there = [host for host in _hosts() if host not in away]
+        for hosts, services in _carriers([tier], there):
+            away += ask(hosts, services)
+    end = time.monotonic() + PATIENCE
+    while away:
+        # Minions and the master's daemon come back by themselves; a frozen host hears it later.
+        _ask(away, "saltutil.refresh_pillar", timeout=1, wait=True)
+        for hosts, services in _carriers(tiers, away):
+            silent = ask(hosts, services)
+            away = [host for host in away if host in silent or host not in hosts]
+        if time.monotonic() >= end:
+            break
+        time.sleep(1)
+    for host, services in reversed(failed):
+        # It may have needed another, such as a cache with its old password, that is back by now.
+        said, silent = _ask([host], "llm_deploy.take_back", number, services)
+        answers += said.items()
+        away += silent
+    return answers, list(dict.fromkeys(away))
 
 
 def go_to(number, release):
@@ -194,27 +251,42 @@ def go_to(number, release):
     hosts = _releases().target(release, force=True)["hosts"]
     changes = {}
     _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
-    for tier in reversed(__salt__["llm_config.tiers"]()):
-        for host, served in hosts.items():
-            wanted = {service: served[service] for service in tier if service in served}
-            if not wanted:
-                continue
-            said, silent = _ask([host], "llm_deploy.go_to", number, release, wanted)
-            answer = said.get(host)
-            if silent or _failed(answer):
-                raise CommandExecutionError(f"{host}: {answer or 'does not answer'}")
-            changes.setdefault(host, {}).update(answer["changes"])
-            if answer["errors"]:
-                raise CommandExecutionError("\n".join(f"{host}: {e}" for e in answer["errors"]))
+
+    def go(host, wanted):
+        said, silent = _ask([host], "llm_deploy.go_to", number, release, wanted)
+        answer = said.get(host)
+        if silent or _failed(answer):
+            raise CommandExecutionError(f"{host}: {answer or 'does not answer'}")
+        changes.setdefault(host, {}).update(answer["changes"])
+        return [f"{host}: {error}" for error in answer["errors"]]
+
+    steps = [
+        (host, wanted)
+        for tier in reversed(__salt__["llm_config.tiers"]())
+        for host, served in hosts.items()
+        if (wanted := {service: served[service] for service in tier if service in served})
+    ]
+    if errors := _in_turn(steps, go):
+        raise CommandExecutionError("\n".join(errors))
     return {host: found for host, found in changes.items() if found}
+
+
+def _in_turn(steps, act):
+    """
+    Return the errors of ``act`` for each of ``steps``, where what failed is tried once more, the
+    last first: something that needs another, such as a cache with its old password, may start only
+    once that is back.
+    """
+    failed = [step for step in steps if act(*step)]
+    return [error for step in reversed(failed) for error in act(*step)]
 
 
 def _result(begun, silent, errors):
     if silent:
         return llm_release.UNKNOWN
-    if not begun:
-        return llm_release.REFUSED
-    return llm_release.NOT_TAKEN_BACK if errors else llm_release.TAKEN_BACK
+    if errors:
+        return llm_release.NOT_TAKEN_BACK
+    return llm_release.TAKEN_BACK if begun else llm_release.REFUSED
 
 
 def _unverified():
@@ -241,19 +313,27 @@ def _hosts():
     return list(__salt__["llm_config.platform"]()["site"]["hosts"])
 
 
-def _carriers(tier):
-    """Return the services of a tier by those who carry them: ``{(host, ...): [service]}``."""
+def _carriers(tiers, hosts):
+    """Return which of ``hosts`` carry which services of ``tiers``: ``[([host], [service])]``."""
     found = {}
-    for service in tier:
-        found.setdefault(tuple(__salt__["llm_config.hosts"](service)), []).append(service)
-    return found
+    for host in hosts:
+        names = [name for tier in tiers for name in tier]
+        services = [name for name in names if host in __salt__["llm_config.hosts"](name)]
+        if services:
+            found.setdefault(tuple(services), []).append(host)
+    return [(there, list(services)) for services, there in found.items()]
 
 
-def _ask(hosts, function, *arguments, **keywords):
+def _ask(hosts, function, *arguments, timeout=TIMEOUT, **keywords):
     """Return what ``hosts`` answered, and which of them did not."""
-    answers = __salt__["saltutil.cmd"](
-        list(hosts), function, tgt_type="list", arg=arguments, kwarg=keywords, timeout=TIMEOUT
-    )
+    if not hosts:
+        return {}, []
+    try:
+        answers = __salt__["saltutil.cmd"](
+            list(hosts), function, tgt_type="list", arg=arguments, kwarg=keywords, timeout=timeout
+        )
+    except SaltClientError:  # the master's own daemon is away, and with it every answer
+        answers = {}
     said = {host: each["ret"] for host, each in answers.items() if "ret" in each}
     return said, [host for host in hosts if host not in said]
 

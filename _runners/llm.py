@@ -17,6 +17,7 @@ import time
 import llm_catalogue
 import llm_completion
 import llm_keyring
+import llm_knob
 import llm_lock
 import llm_outcome
 import llm_outlook
@@ -212,14 +213,17 @@ def plan(services=None):
     """
     if mistakes := _reviewed():
         return _verdict(mistakes)
-    names, known = llm_outlook.chosen_names(services), _pillar()["services"]
-    for name in names:
-        if name not in known:
-            hint = llm_problem.guess(name, known) or f"there are {', '.join(known)}"
-            raise SaltInvocationError(f'unknown service "{name}"; {hint}')
-    data = _foreseen(names)
+    data = _foreseen(_chosen(services, _pillar()["services"]))
     retcode = 1 if data["problems"] else 2 if data["summary"]["changes"] else 0
     return _answer(data, llm_report.plan(data), retcode=retcode)
+
+
+def _chosen(services, known):
+    """Return the names of ``services``, a text or a list, which are all ``known``."""
+    names = llm_outlook.chosen_names(services)
+    for name in names:
+        llm_knob.known(name, known)
+    return names
 
 
 def _foreseen(names):
@@ -314,7 +318,7 @@ def verify(model=None, client="default"):
 
 
 @_told
-def deploy(wait=0, test=False):
+def deploy(services=None, version=None, wait=0, test=False):
     """
     Deploy what the pillar says, and tell all the time what happens: ``salt-run state.orchestrate
     orch.deploy`` with its progress, with a paragraph at its end and an exit code for each end.
@@ -324,9 +328,18 @@ def deploy(wait=0, test=False):
     .. code-block:: bash
 
         salt-run llm.deploy
-        salt-run llm.deploy wait=300
+        salt-run llm.deploy services=head,tail wait=300
+        salt-run llm.deploy version=rate-limiter:1.4.2
+        salt-run llm.deploy version=head:registry.example/head@sha256:...
         salt-run llm.deploy test=True
 
+    services
+        Deploy only these: names with commas between, or a list. Default: all, and what lies
+        outside of the catalogue is removed.
+    version
+        First set the version of a service, or its image by its digest, in the file of the
+        environment, where it stays when the deploy succeeds: pairs ``SERVICE:VERSION`` with commas
+        between. Default: what the pillar says.
     wait
         Seconds to wait for somebody else's deploy to end. Default: 0, it is refused.
     test
@@ -338,7 +351,90 @@ def deploy(wait=0, test=False):
     failed and not taken back, 6 unknown. JSON: the record of the release as `release` returns it,
     ``null`` where nothing was changed.
     """
-    return _release("orch.deploy", wait, test)
+    if mistakes := _reviewed():
+        return _verdict(mistakes)
+    known = _pillar()["services"]
+    names = _chosen(services, known)
+    knobs = llm_knob.versions(version, known)
+    what = " ".join(["deploy", version] if version else ["deploy", *names])
+    return _release("orch.deploy", wait, test, knobs, llm_services=names, llm_what=what)
+
+
+@_told
+def scale(service, replicas, wait=0, test=False):
+    """
+    Have another number of replicas of a service on each host that carries it. The number is written
+    to the file of the environment; nothing else is deployed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.scale head 3
+
+    service
+        Its name.
+    replicas
+        How many on each host.
+    wait, test
+        As of `deploy`.
+
+    Exit code and JSON: as of `deploy`.
+    """
+    if mistakes := _reviewed():
+        return _verdict(mistakes)
+    llm_knob.known(service, _pillar()["services"])
+    knobs, what = {service: {"replicas": replicas}}, f"scale {service} to {replicas}"
+    return _release("orch.deploy", wait, test, knobs, llm_services=[service], llm_what=what)
+
+
+@_told
+def canary(service, weight=10, window=60, errors=1, slower=2, least=20, version=None, wait=0):
+    """
+    Try what the pillar wants of a service before it takes the place of what serves: a canary on
+    each host takes a part of the requests and is compared by the mesh's own figures with the
+    replicas beside it. Then the service is deployed, or the canary taken back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.canary head
+        salt-run llm.canary head weight=25 window=300 version=head:1.107.0
+
+    service
+        Its name. The mesh has to speak HTTP or gRPC to it.
+    weight
+        Percent of the requests that the canary takes. Default: 10.
+    window
+        Seconds that it is watched. Default: 60.
+    errors
+        Percentage points by which its share of errors may be higher. Default: 1.
+    slower
+        How many times as long its p99 may be. Default: 2.
+    least
+        Requests that it must have had by the end. Default: 20.
+    version, wait
+        As of `deploy`.
+
+    Exit code and JSON: as of `deploy`.
+    """
+    if mistakes := _reviewed():
+        return _verdict(mistakes)
+    known = _pillar()["services"]
+    possible = llm_catalogue.canaries(known)
+    if service not in possible:
+        llm_knob.known(service, known)
+        raise SaltInvocationError(
+            f"no canary of {service}: the mesh has to speak HTTP or gRPC to it, as it does to "
+            + ", ".join(possible)
+        )
+    if not (isinstance(weight, int) and 0 < weight <= 100):
+        raise SaltInvocationError(f"weight: found {weight}, expected a percentage from 1 to 100")
+    tried = {"service": service, "weight": weight, "window": window, "least": least}
+    tried |= {"errors": errors, "slower": slower}
+    given = {"llm_services": [service], "llm_canary": tried, "llm_what": f"canary of {service}"}
+    return _release("orch.deploy", wait, False, llm_knob.versions(version, known), **given)
 
 
 @_told
@@ -364,6 +460,8 @@ def rollback(number=None, force=False, wait=0, test=False):
     What the pillar says, and was gone back from, does not come again of itself: edit the pillar, or
     deploy. Exit code and JSON: as of `deploy`.
     """
+    if mistakes := _reviewed():
+        return _verdict(mistakes)
     target = _releases().target(number, force)
     return _release("orch.rollback", wait, test, llm_release=target["number"])
 
@@ -410,6 +508,51 @@ def release(number):
     if not found:
         raise SaltInvocationError(f"there is no release {number}; salt-run llm.releases lists them")
     return _answer(found, llm_report.release(found))
+
+
+@_told
+def prune(keep=None, test=False):
+    """
+    Remove from every host what nobody goes back to: images that no container and no service needs,
+    and kept containers beyond a number. What serves, and what served in the last stable release
+    before, stays in any case.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run llm.prune test=True
+        salt-run llm.prune keep=1
+
+    keep
+        How many of the replaced containers of each replica stay. Default: as many as the catalogue
+        says, so that none goes.
+    test
+        Only say what would be removed. Default: ``False``.
+
+    Exit code: 0 done, 1 not everywhere, 3 locked. JSON: ``{"hosts": {host: {"containers":
+    {container: [sentence]}, "images": {reference: bytes}}}, "problems": [sentence]}``.
+    """
+    if keep is not None and not (isinstance(keep, int) and keep > 0):
+        raise SaltInvocationError(f"keep: found {keep}, expected a number from 1 on")
+    hosts, lock_ = list(_pillar()["site"]["hosts"]), _lock()
+    if not test:
+        try:
+            lock_.take("prune")
+        except llm_lock.Locked as err:
+            return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+    try:
+        kept = _releases().containers()
+        function = "llm_retention.unneeded" if test else "llm_retention.prune"
+        there = _refreshed(hosts)
+        answers = _answers(there, function, timeout=PATIENCE, keep=keep, kept=kept)
+    finally:
+        if not test:
+            lock_.free()
+    found = {host: _good(answers.get(host)) for host in hosts}
+    problems = [f"{host}: {_failure(answers.get(host))}" for host in hosts if not found[host]]
+    data = {"hosts": {host: each for host, each in found.items() if each}, "problems": problems}
+    return _answer(data, llm_report.pruned(data, test), retcode=1 if problems else 0)
 
 
 @_told
@@ -539,28 +682,46 @@ def _concerned(name):
     raise SaltInvocationError(f'unknown service or host "{name}"; {hint}')
 
 
-def _release(orchestration, wait, test, **pillar):
-    """Make a release by an orchestration; return the answer of the command."""
+def _release(orchestration, wait, test, knobs=None, **pillar):
+    """
+    Make a release by an orchestration, with ``knobs`` turned that stay so if it is done; return the
+    answer of the command.
+    """
     # The runners that the orchestration calls put theirs in its place.
     shown = functools.partial(_answer, event=__jid_event__)
-    if mistakes := _reviewed():
-        return _verdict(mistakes)
-    try:
-        number = _free(wait).next()
-        outcome = _orchestrated(orchestration, number, test, pillar)
-    except llm_lock.Locked as err:
-        return shown({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
-    if test:
-        return shown(outcome, llm_report.foreseen(outcome), retcode=outcome.get("retcode", 0))
+    environment = _pillar()["site"]["environment"]
+    with llm_knob.turned(_pillar_root(), environment, knobs) as turned:
+        if knobs and (mistakes := _reviewed()):
+            return _verdict(mistakes)
+        try:
+            number = max(_free(wait).next(), _releases().next())
+            outcome = _orchestrated(orchestration, number, test, pillar)
+        except llm_lock.Locked as err:
+            return shown({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+        if test:
+            text, retcode = llm_report.foreseen(outcome), outcome.get("retcode", 0)
+            return shown(outcome, text, retcode=retcode)
+        answer = _ended(number, outcome)
+        if answer["retcode"]:
+            text = f"{answer['text']}\n{turned['file']} is as before" if knobs else answer["text"]
+        else:
+            text = answer["text"]
+            turned["keep"]()
+        return shown(answer["data"], text, retcode=answer["retcode"])
+
+
+def _ended(number, outcome):
+    """Return what came of release ``number``: ``{"data", "text", "retcode"}``."""
     record = _releases().read(number)
     if record and record["process"] == llm_lock.this_process():
-        return shown(record, llm_report.ended(record), retcode=ENDS[record["result"]])
+        text, retcode = llm_report.ended(record), ENDS[record["result"]]
+        return {"data": record, "text": text, "retcode": retcode}
     failures = llm_outcome.failures(llm_outcome.found(outcome))
     text = "\n".join(failures) or "Nothing to do: all is as declared"
     if not failures:
-        return shown({}, text)
+        return {"data": {}, "text": text, "retcode": 0}
     # A record under this number is that of somebody who was quicker.
-    return shown({"error": text}, text, retcode=LOCKED if record else 1)
+    return {"data": {"error": text}, "text": text, "retcode": LOCKED if record else 1}
 
 
 def _free(wait):
@@ -581,12 +742,33 @@ def _orchestrated(orchestration, number, test, pillar):
     orchestrate = functools.partial(__salt__["state.orchestrate"], test=test)
     with llm_progress.Progress(__opts__, number) as progress:
         try:
+            if orchestration == "orch.deploy" and not test:
+                pillar = pillar | _announced(pillar, progress)
             return orchestrate(orchestration, pillar=pillar)
         except (KeyboardInterrupt, SystemExit):
             for each in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(each, signal.SIG_IGN)
             progress.say("interrupted: what is in flight ends, then all goes back")
             return orchestrate("orch.recover", pillar={"llm_number": number})
+
+
+def _announced(pillar, progress):
+    """
+    Return the plan that a deploy carries out, as its hosts take it; say what it comes to.
+
+    Raises ``SaltInvocationError`` when a canary has nothing to try.
+    """
+    data = _foreseen(pillar["llm_services"])
+    progress.say(f"plan: {llm_report.outcome(data['summary'], data['problems'])}")
+    hosts = data["hosts"]
+    if canary_ := pillar.get("llm_canary"):
+        tried = [host["services"].get(canary_["service"], {}) for host in hosts.values()]
+        if not any(each["action"] == "replace" for of in tried for each in of.get("actions", ())):
+            raise SaltInvocationError(
+                f"nothing to try: {canary_['service']} runs as the pillar says; edit the pillar "
+                "first, or give version="
+            )
+    return {"llm_announced": llm_outlook.announcement(hosts)}
 
 
 def _root():

@@ -104,6 +104,7 @@ def _applied(name, planner, wanted, comment, announced=None, **arguments):
         moved = announced and announced != __salt__["llm_container.digest"](plan)
         _carry_out(plan, ret)
         if moved:
+            __salt__["llm_deploy.tell"](f"{name}: {MOVED}")
             ret["comment"] = f"{ret['comment']}\n{MOVED}"
     except (CommandExecutionError, SaltInvocationError) as err:
         ret |= llm_engine.failure(err, __opts__["test"])

@@ -14,6 +14,33 @@ def __virtual__():
     return __virtualname__
 
 
+def locked(name, what):
+    """
+    Ensure that nobody else changes the platform until this run has ended.
+
+    .. code-block:: yaml
+
+        Nobody else changes the platform:
+          llm_release.locked:
+            - what: teardown
+
+    name
+        A sentence.
+    what
+        What is done, for people.
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": f"Locked for {what}"}
+    if __opts__["test"]:
+        ret["comment"] = f"Would be locked for {what}"
+        return ret
+    try:
+        __salt__["llm_release.lock"](what)
+    except CommandExecutionError as err:
+        ret["result"] = False
+        ret["comment"] = str(err)
+    return ret
+
+
 def begun(name, number, what="deploy"):
     """
     Ensure that nobody else changes the platform, and that every host answers and takes part.

@@ -157,6 +157,15 @@ def carriers(services, site, name):
     return [host for host, carried in site["hosts"].items() if every or name in carried["roles"]]
 
 
+def canaries(services):
+    """
+    Return the names of the services that a canary is possible of, sorted: those that the mesh
+    speaks HTTP or gRPC to.
+    """
+    needed = {need for service in services.values() for need in service["needs"]}
+    return sorted(name for name in needed if services[name]["protocol"] != "tcp")
+
+
 def tiers(services, site):
     """
     Return the services of the site in the order in which they may start: a list of lists of

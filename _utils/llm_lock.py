@@ -69,7 +69,7 @@ class Lock:
             if holder := _living(found.get("holder")):
                 raise Locked(holder)
             last = found.get("last", 0)
-            if number is not None and number != last + 1:
+            if number is not None and number <= last:
                 raise CommandExecutionError(
                     f"release {last} came in between: nothing was changed; deploy again"
                 )
@@ -89,13 +89,16 @@ class Lock:
         holder = self.holder()
         return bool(holder) and not holder["by_hand"] and holder["pid"] == os.getpid()
 
-    def free(self):
-        """Free the lock, whoever holds it; return who held it, or ``None``."""
+    def free(self, last=0):
+        """
+        Free the lock, whoever holds it; return who held it, or ``None``. Releases get numbers after
+        ``last`` from now on.
+        """
         if not self.path.exists():
             return None
         with self._opened(os.O_RDWR) as file:
             found = _line(file)
-            _write(file, found | {"holder": None})
+            _write(file, {"last": max(last, found.get("last", 0)), "holder": None})
         return _living(found.get("holder"))
 
     def _read(self):
@@ -104,7 +107,7 @@ class Lock:
                 return _line(file)
         except FileNotFoundError:
             return {}
-        except PermissionError as err:
+        except OSError as err:
             raise CommandExecutionError(f"{self.path}: {err.strerror}") from None
 
     @contextlib.contextmanager
@@ -113,6 +116,10 @@ class Lock:
         try:
             fcntl.flock(file, fcntl.LOCK_SH if flags == os.O_RDONLY else fcntl.LOCK_EX)
             yield file
+        except ValueError:
+            raise CommandExecutionError(
+                f"{self.path} is damaged: it is not what was written; remove it"
+            ) from None
         finally:
             os.close(file)
 
@@ -138,11 +145,10 @@ def who():
 
 def _line(file):
     """Return the first line; what is behind it is the rest of a longer one."""
-    text = os.pread(file, 65536, 0).split(b"\n")[0]
-    try:
-        return json.loads(text or b"{}")
-    except ValueError:
-        raise CommandExecutionError("the lock's file is not what was written; remove it") from None
+    found = json.loads(os.pread(file, 65536, 0).split(b"\n")[0] or b"{}")
+    if not isinstance(found, dict):
+        raise ValueError(found)
+    return found
 
 
 def _write(file, found):

@@ -3,10 +3,10 @@ Releases: what was deployed when and by whom, how it ended, and which one to go 
 """
 
 import datetime
-import json
 import os
 import pathlib
 
+import llm_record
 from salt.exceptions import CommandExecutionError
 
 RUNNING = "running"
@@ -38,10 +38,7 @@ class Releases:
     def write(self, record):
         """Keep ``record``, whole or not at all."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(record["number"])
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(record, indent=1) + "\n")
-        new.replace(path)
+        llm_record.write(self._path(record["number"]), record)
 
     def remove(self, number):
         """Forget release ``number``."""
@@ -49,17 +46,18 @@ class Releases:
 
     def read(self, number):
         """Return the record of release ``number``, or ``None``."""
-        try:
-            return json.loads(self._path(number).read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as err:
-            raise CommandExecutionError(f"{self._path(number)}: {err}") from None
+        return llm_record.read(self._path(number))
+
+    def next(self):
+        """Return the first number that no release has, nor one after it."""
+        return max(self._numbers(), default=0) + 1
+
+    def _numbers(self):
+        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.json"))
 
     def all(self):
         """Return every record, the first release first."""
-        numbers = sorted(int(path.stem) for path in self.folder.glob("[0-9]*.json"))
-        return [self.read(number) for number in numbers]
+        return [self.read(number) for number in self._numbers()]
 
     def abandon(self):
         """Note of each release whose process has ended without a word that it was interrupted."""
@@ -80,6 +78,20 @@ class Releases:
         earlier = [each for each in earlier if each["number"] < current["number"]]
         different = (each for each in reversed(earlier) if each["hosts"] != current["hosts"])
         return next(different, None)
+
+    def containers(self):
+        """
+        Return the names of the containers of the current release and of the one to go back to.
+        """
+        current = self.current()
+        records = [each for each in (current, current and self.before(current)) if each]
+        return sorted(
+            replica["container"]
+            for record in records
+            for services in record["hosts"].values()
+            for replicas in services.values()
+            for replica in replicas.values()
+        )
 
     def target(self, number=None, force=False):
         """

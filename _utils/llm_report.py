@@ -286,6 +286,20 @@ def outcome(summary, problems=()):
     return "; ".join([", ".join(words), loss, longest])
 
 
+def pruned(found, test):
+    """
+    Return what ``salt-run llm.prune`` has removed, or in ``test`` would remove.
+    """
+    rows = []
+    for host, of in found["hosts"].items():
+        rows += [[host, name, "container", "-"] for name in of["containers"]]
+        for name, size in of["images"].items():
+            rows.append([host, name, "image", llm_size.rounded(size)])
+    columns = ["Host", "Would be removed" if test else "Removed", "What", ">Size"]
+    none = "Nothing to remove"
+    return "\n".join([table(None, columns, rows) if rows else none, *found["problems"]])
+
+
 def history(found):
     """
     Return the table of what ``salt-run llm.history`` has found.

@@ -18,6 +18,7 @@ from llm_catalogue import (
 )
 from llm_problem import Problem, described, guess, unknown
 from llm_schema import flaws
+from llm_world import CANARY
 
 
 def problems(pillar, host=None, secrets=True):
@@ -92,6 +93,9 @@ def _services(pillar, found):
 
 def _names(services):
     for name, service in services.items():
+        if name.endswith(CANARY):
+            expected = f"no name that ends in {CANARY}: what is tried of a service is called so"
+            yield Problem(("services", name), "found this name", expected)
         for key in ("files", "live_files"):
             for index, file in enumerate(service[key]):
                 if file.endswith(".jinja"):

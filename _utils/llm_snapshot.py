@@ -55,6 +55,16 @@ def restore(snapshot, services, service):
     return changed
 
 
+def retain(folder, number):
+    """
+    Remove from ``folder``, whose folders are called by the numbers of releases, all but the last
+    ``number`` of them.
+    """
+    found = [path for path in pathlib.Path(folder).glob("[0-9]*") if path.name.isdecimal()]
+    for path in sorted(found, key=lambda each: int(each.name))[:-number]:
+        remove(path)
+
+
 def remove(target):
     """
     Remove the folder ``target``, if it is there.

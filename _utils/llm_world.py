@@ -17,6 +17,7 @@ PARTS = "llm.parts"
 ROLLOUT = "llm.rollout"
 VERSION = "llm.version"
 
+CANARY = "-canary"  # behind the name of a service, the name of what is tried of it
 LIVE = ("running", "restarting", "paused")
 DRAINED = "drained"  # file in the own folder of an Envoy that was told to be left
 
@@ -68,14 +69,15 @@ class Container:
 class World:
     """
     What a plan starts from: our containers, the names of the others, the addresses that are taken
-    on this host, its networks (``None`` while nobody asked), what image references stand for, and
-    how much memory the running containers of each of our services may take.
+    on this host (each with the container that runs there now, if one does), its networks (``None``
+    while nobody asked), what image references stand for, and how much memory the running containers
+    of each of our services may take.
     """
 
     site: str
     containers: list
     foreign: set
-    addresses: set
+    addresses: dict  # address: name or ""
     networks: dict | None = None  # name: id
     images: dict = field(default_factory=dict)  # reference: {"id": ..., "create": reference or id}
     limits: dict = field(default_factory=dict)  # service: bytes
@@ -139,6 +141,21 @@ def address_of(endpoint):
     """
     fixed = (endpoint.get("IPAMConfig") or {}).get("IPv4Address")
     return endpoint.get("IPAddress") or fixed or ""
+
+
+def addresses(listed):
+    """
+    Return ``{address: name}`` of the containers ``listed``: who runs at each address, "" for one
+    that a stopped container will have again.
+    """
+    found = {}
+    for each in listed:
+        name_ = each["Names"][0].lstrip("/") if each["State"] in LIVE else ""
+        for endpoint in each["NetworkSettings"]["Networks"].values():
+            address = address_of(endpoint)
+            found[address] = name_ or found.get(address, "")
+    found.pop("", None)
+    return found
 
 
 def limits(listed):

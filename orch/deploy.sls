@@ -11,23 +11,47 @@ The pillar is sound:
 {% if not salt['llm_config.check']() %}
 {%- set hosts = salt['llm_config.platform']().site.hosts.keys() | list %}
 
+{%- set chosen = pillar.get('llm_services') %}
+{%- set canary = pillar.get('llm_canary') %}
+
 {{ begun(pillar.get('llm_what', 'deploy')) }}
 {{ step('Every host has room for its services', ['preflight'], hosts) }}
 {{ step('Every host has engine, certificates and images', ['docker', 'tls', 'images'], hosts) }}
 
+{%- if canary %}
+{%- set hosts_of_canary = salt['llm_config.hosts'](canary.service) %}
+{{ step('A canary of ' ~ canary.service ~ ' runs', ['canary.running'], hosts_of_canary) }}
+The canary of {{ canary.service }} does well:
+  llm_canary.proved:
+    - name: {{ canary.service }}
+    - hosts: {{ hosts_of_canary | json }}
+    {%- for limit in ('window', 'least', 'errors', 'slower') if limit in canary %}
+    - {{ limit }}: {{ canary[limit] }}
+    {%- endfor %}
+    {{- requires('The canary of ' ~ canary.service ~ ' does well', 'llm_canary') }}
+{% endif %}
+
 {%- for tier in salt['llm_config.tiers']() %}
+{%- set services = tier if not chosen else tier | select('in', chosen) | list %}
 {%- set carriers = [] %}
-{%- for service in tier %}
+{%- for service in services %}
 {%- do carriers.extend(salt['llm_config.hosts'](service)) %}
 {%- endfor %}
 {%- set sls = [] %}
 {%- for truth in ('running', 'healthy') %}
-{%- for service in tier %}
+{%- for service in services %}
 {%- do sls.append(service ~ '.' ~ truth) %}
 {%- endfor %}
 {%- endfor %}
-{{ step(tier | join(' and ') ~ (' is' if tier | length == 1 else ' are') ~ ' healthy', sls, carriers | unique | list) }}
+{%- if services %}
+{{ step(services | join(' and ') ~ (' is' if services | length == 1 else ' are') ~ ' healthy', sls, carriers | unique | list) }}
+{%- endif %}
 {%- endfor %}
+{%- if canary %}
+{{ step('The canary of ' ~ canary.service ~ ' is gone', ['canary.absent'], salt['llm_config.hosts'](canary.service)) }}
+{%- endif %}
+{%- if not chosen %}
 {{ step('Nothing outside of the catalogue is left', ['outside.absent'], hosts) }}
+{%- endif %}
 {{ ended() }}
 {% endif %}

@@ -3,7 +3,11 @@
 include:
   - checked
 {%- if not salt['llm_config.check']() %}
-{%- set before = {'step': None} %}
+
+Nobody else changes the platform:
+  llm_release.locked:
+    - what: teardown
+{%- set before = {'step': 'llm_release: Nobody else changes the platform'} %}
 {%- for tier in salt['llm_config.tiers']() | reverse %}
 {%- set carriers = [] %}
 {%- for service in tier %}
@@ -16,10 +20,8 @@ include:
     - tgt: {{ carriers | unique | list | json }}
     - tgt_type: list
     - sls: {{ tier | map('regex_replace', '$', '.absent') | list | json }}
-    {%- if before.step %}
     - require:
-      - salt: {{ before.step }}
-    {%- endif %}
-{%- do before.update({'step': id}) %}
+      - {{ before.step }}
+{%- do before.update({'step': 'salt: ' ~ id}) %}
 {%- endfor %}
 {%- endif %}

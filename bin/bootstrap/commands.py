@@ -1,4 +1,4 @@
-"""The commands behind the Makefile: up, down, purge, environment, test."""
+"""The commands behind the Makefile: up, down, purge, environment, test, soak."""
 
 import argparse
 import fcntl
@@ -22,6 +22,10 @@ def main():
     packages.add_argument("lock", choices=("platform", "tests"), nargs="?", default="platform")
     tests = commands.add_parser("test", help="run the tests")
     tests.add_argument("suites", nargs="*", metavar="suite", help="unit, functional, integration")
+    soak = commands.add_parser("soak", help="change and break a platform at random, under load")
+    soak.add_argument("--minutes", type=float, default=10)
+    soak.add_argument("--seed", type=int, help="which steps; without it another one each time")
+    soak.add_argument("--steps", type=int, help="how many, in place of minutes")
     arguments = parser.parse_args()
     os.umask(0o022)
     try:
@@ -45,6 +49,8 @@ def run(arguments):
         return up.up(Installation())
     if arguments.command == "test":
         return testing.test(arguments.suites or testing.SUITES)
+    if arguments.command == "soak":
+        return testing.soak(arguments.minutes, arguments.seed, arguments.steps)
     if arguments.command == "down":
         return down.down(Installation(forgiving=True))
     return down.purge(Installation(forgiving=True), arguments.yes)

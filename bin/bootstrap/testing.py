@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import random
 import subprocess
 import tempfile
 from pathlib import Path
@@ -28,9 +30,28 @@ def test(suites):
     needs_engine = set(suites) - {"unit"}
     with started_engine() if needs_engine else contextlib.nullcontext():
         folders = [f"tests/{suite}" for suite in suites if (REPOSITORY / "tests" / suite).is_dir()]
-        return subprocess.run(
-            [str(PYTHON), "-m", "pytest", *SIDE_BY_SIDE, *folders], cwd=REPOSITORY, check=False
-        ).returncode
+        return pytest(*SIDE_BY_SIDE, *folders)
+
+
+def soak(minutes, seed=None, steps=None):
+    """
+    Change and break a platform under load for so many ``minutes``, or for so many ``steps``; return
+    pytest's exit code. Another ``seed`` brings other steps; without one it is drawn.
+    """
+    up.environment_alone("tests")
+    seed = random.randrange(10000) if seed is None else seed
+    with started_engine():
+        return pytest(
+            "-s", "tests/integration/test_soak.py",
+            LLM_SOAK_MINUTES=minutes, LLM_SOAK_SEED=seed, LLM_SOAK_STEPS=steps or 0,
+        )  # fmt: skip
+
+
+def pytest(*arguments, **environment):
+    """Run pytest with further ``environment``; return its exit code."""
+    environment = os.environ | {name: str(value) for name, value in environment.items()}
+    argv = [str(PYTHON), "-m", "pytest", *arguments]
+    return subprocess.run(argv, cwd=REPOSITORY, env=environment, check=False).returncode
 
 
 @contextlib.contextmanager

@@ -6,8 +6,7 @@ import argparse
 import pathlib
 
 from bootstrap.testing import started_engine
-
-from tests.benchmarks import installation, twelve
+from tests.benchmarks import changes, installation, twelve
 from tests.benchmarks.figures import Figures
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -22,7 +21,9 @@ def main():
     figures = Figures()
     with started_engine():
         twelve.measure(figures, arguments.runs)
-        installation.measure(figures, arguments.runs)
+        with installation.installed(figures) as installed:
+            installation.measure(figures, arguments.runs, installed)
+            changes.measure(figures, arguments.runs, installed)
         installation.measure_bare(figures)
     figures.show()
     figures.save(arguments.json)

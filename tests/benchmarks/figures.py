@@ -17,15 +17,15 @@ class Failed(Exception):
     """A command that was to be measured went wrong."""
 
 
-def run(command, **options):
+def run(command, code=0, **options):
     """
-    Run ``command``, a list, and return the seconds it took; raise `Failed` with its output when it
-    fails. ``options`` are those of ``subprocess.run``.
+    Run ``command``, a list, and return the seconds it took; raise `Failed` with its output when its
+    exit code is not ``code``. ``options`` are those of ``subprocess.run``.
     """
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, **options)
     seconds = time.perf_counter() - start
-    if done.returncode:
+    if done.returncode != code:
         raise Failed(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return seconds
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 
 import httpx
 import yaml
@@ -28,28 +29,60 @@ SCRIPTS = pathlib.Path(sys.executable).parent
 QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 
 
-def measure(figures, runs=5):
+@dataclass
+class Installation:
     """
-    Bring a second installation up, measure it, and take it away again.
+    A second installation on this machine: its pillar and site, and how `make` is told of it.
+    """
+
+    pillar: pathlib.Path
+    site: dict
+    environment: dict
+
+    def make(self, command, *options):
+        """Run one of the commands behind `make`; return the seconds it took."""
+        program = [sys.executable, "-B", "-m", "bootstrap", command, *options]
+        return run(program, cwd=REPOSITORY, env=self.environment)
+
+    def command(self, program, *arguments):
+        """Return the command line of one of Salt's programs."""
+        conf = ["-c", f"{self.site['root']}/salt/conf"]
+        return [str(SCRIPTS / program), *conf, *arguments]
+
+    def told(self, *arguments):
+        """Return what a runner answers, as data."""
+        asked = self.command("salt-run", *arguments, "--out=json")
+        return json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+
+
+@contextlib.contextmanager
+def installed(figures):
+    """
+    Bring a second installation up, whose client has no limits, and measure that; give it, and take
+    it away again.
     """
     with tempfile.TemporaryDirectory() as folder:
         unlimited = {"default": {"requests": 1_000_000}}
         pillar, site = copy_pillar(pathlib.Path(folder), clients=unlimited)
         environment = {**os.environ, "LLM_PILLAR": str(pillar), "PYTHONPATH": "bin"}
-        bootstrap = {"cwd": REPOSITORY, "env": environment}
-        program = [sys.executable, "-B", "-m", "bootstrap"]
+        installation = Installation(pillar, site, environment)
         try:
-            figures.add(
-                "make up: images at hand, nothing deployed", run([*program, "up"], **bootstrap)
-            )
+            figures.add("make up: images at hand, nothing deployed", installation.make("up"))
             log = pathlib.Path(site["root"], "salt/log")
             for title, seconds in _steps(*((log / name).read_text() for name in LOGS)):
                 figures.add(f"  of it: {title}", seconds)
-            _repeat(figures, runs, site, [*program, "up"], bootstrap)
-            _edge(figures, site)
+            yield installation
         finally:
             with contextlib.suppress(Failed):
-                run([*program, "purge", "--yes"], **bootstrap)
+                installation.make("purge", "--yes")
+
+
+def measure(figures, runs, installation):
+    """
+    Measure an installation that nobody changes.
+    """
+    _repeat(figures, runs, installation)
+    _edge(figures, installation)
 
 
 def measure_bare(figures):
@@ -77,37 +110,28 @@ def _steps(installed, deployed):
         yield f"deploy: {step['__id__']}", step["duration"] / 1000
 
 
-def _repeat(figures, runs, site, up, bootstrap):
+def _repeat(figures, runs, installation):
     """Measure each way of applying where there is nothing to do."""
-    conf = ["-c", f"{site['root']}/salt/conf"]
-    salt, salt_run, salt_call = (str(SCRIPTS / name) for name in ("salt", "salt-run", "salt-call"))
     ways = {
-        "salt-run state.orchestrate orch.deploy": [
-            salt_run,
-            *conf,
-            "state.orchestrate",
-            "orch.deploy",
-        ],
-        "salt '*' state.apply": [salt, *conf, "*", "state.apply"],
-        "salt '*' state.apply head": [salt, *conf, "*", "state.apply", "head"],
-        "salt '*' test.ping, for comparison": [salt, *conf, "*", "test.ping"],
-        "salt-call --local state.apply": [salt_call, *conf, "--local", "state.apply"],
+        "salt-run state.orchestrate orch.deploy": ("salt-run", "state.orchestrate", "orch.deploy"),
+        "salt '*' state.apply": ("salt", "*", "state.apply"),
+        "salt '*' state.apply head": ("salt", "*", "state.apply", "head"),
+        "salt '*' test.ping, for comparison": ("salt", "*", "test.ping"),
+        "salt-call --local state.apply": ("salt-call", "--local", "state.apply"),
     }
     for _ in range(runs):
         for name, command in ways.items():
-            figures.add(f"nothing to do: {name}", run(command))
-        figures.add("nothing to do: make up", run(up, **bootstrap))
+            figures.add(f"nothing to do: {name}", run(installation.command(*command)))
+        figures.add("nothing to do: make up", installation.make("up"))
 
 
-def _edge(figures, site):
+def _edge(figures, installation):
     """Measure what client, ingress, tail and mesh add to an answer that head has in its cache."""
-    conf = ["-c", f"{site['root']}/salt/conf"]
-    asked = [str(SCRIPTS / "salt-run"), *conf, "llm.client", "--out=json"]
-    settings = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+    settings = installation.told("llm.client")
     context = ssl.create_default_context(cafile=settings["ca_file"])
     with httpx.Client(verify=context) as client:
         edge = _latencies(client, settings["base_url"], settings["api_key"])
-    address, key = _head(site)
+    address, key = _head(installation.site)
     with httpx.Client() as client:
         head = _latencies(client, f"http://{address}:4000/v1", key)
     for name, values in (("through the edge", edge), ("head alone", head)):

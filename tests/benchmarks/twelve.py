@@ -39,7 +39,7 @@ def measure(figures, runs=5):
     Measure every peer ``runs`` times, in turns, and hold this project against them.
     """
     CACHE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, _image(folder):
+    with tempfile.TemporaryDirectory() as folder, images(folder, IMAGE):
         folder = pathlib.Path(folder)
         floor = _salt_call(folder, "floor", sys.prefix, HERE / "states", "nothing")
         peers = {name: make(folder) for name, make in _PEERS.items()}
@@ -99,12 +99,15 @@ def _docker(*arguments):
 
 
 @contextlib.contextmanager
-def _image(folder):
-    tiny.make_image(IMAGE, tiny.busybox(folder), "benchmark")
+def images(folder, *names):
+    """Have images called so, each another one, for a while."""
+    busybox = tiny.busybox(folder)
+    for name in names:
+        tiny.make_image(name, busybox, name)
     try:
         yield
     finally:
-        subprocess.run(["docker", "rmi", "-f", IMAGE], capture_output=True, check=False)
+        subprocess.run(["docker", "rmi", "-f", *names], capture_output=True, check=False)
 
 
 def _environment(name):
@@ -147,26 +150,29 @@ def _stock_salt(folder):
     return _salt_call(folder, "stock-salt", _environment("stock-salt"), peer, "twelve")
 
 
-def _ansible(_):
+def ansible(playbook, image):
+    """Return how to run a playbook of `peers/ansible` with an image."""
     environment = _environment("ansible")
     python = environment / "bin/python"
-    playbook = str(HERE / "peers/ansible/site.yml")
-    extra = ["-e", f"image={IMAGE}", "-e", f"ansible_python_interpreter={python}"]
+    extra = ["-e", f"image={image}", "-e", f"ansible_python_interpreter={python}"]
     command = [str(environment / "bin/ansible-playbook"), "-i", "localhost,", "-c", "local"]
-    return {"command": [*command, *extra, playbook]}
+    return {"command": [*command, *extra, str(HERE / "peers/ansible" / playbook)]}
 
 
-def _compose(_):
-    """Compose of Debian 13 runs on Debian 12, too."""
+def compose(file, image):
+    """
+    Return how to bring up a file of `peers/compose` with an image; ``None`` where compose is not to
+    be had. That of Debian 13 runs on Debian 12, too.
+    """
     program = CACHE / "compose/usr/libexec/docker/cli-plugins/docker-compose"
     if not program.exists():
         try:
             _fetch("docker-compose", CACHE / "compose")
         except Failed:
             return None
-    project = ["-p", "peer", "-f", str(HERE / "peers/compose/compose.yaml")]
+    project = ["-p", "peer", "-f", str(HERE / "peers/compose" / file)]
     command = [str(program), *project, "up", "-d", "--wait"]
-    return {"command": command, "env": {**os.environ, "IMAGE": IMAGE}}
+    return {"command": command, "env": {**os.environ, "IMAGE": image}}
 
 
 def _fetch(package, folder):
@@ -194,6 +200,6 @@ _PEERS = {
     OURS: _ours("each"),
     "ours, side by side": _ours("together"),
     "stock Salt": _stock_salt,
-    "Ansible": _ansible,
-    "docker compose": _compose,
+    "Ansible": lambda _: ansible("site.yml", IMAGE),
+    "docker compose": lambda _: compose("compose.yaml", IMAGE),
 }

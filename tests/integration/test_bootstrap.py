@@ -5,8 +5,10 @@
 import json
 import os
 import re
+import time
 
 import pytest
+import yaml
 
 from tests.support.host import CHECKOUT, Host
 
@@ -180,6 +182,72 @@ def test_container_that_somebody_removes_comes_back_by_itself(host, up, containe
     host.run(f"""{ask}remove("containers", "{name}", force=1)'""")
     host.wait_for(f"""{ask}ask("GET", "/containers/{name}/json")'""")
     assert containers()[f"/{name}"] != started
+
+
+def change(host, pids):
+    """Have other limits of the rate-limiter, whose replacement then takes some seconds."""
+    path = f"{CHECKOUT}/pillar/environments/dev.sls"
+    text = yaml.safe_load(host.run(f"cat {path}"))
+    text["llm"]["services"]["rate-limiter"] |= {"pids": pids, "min_healthy": "5s"}
+    host.write(path, yaml.safe_dump(text))
+
+
+def deploy_until_it_replaces(host):
+    """Begin a deploy; return the containers before, once there is another one beside them."""
+    before = host.containers()
+    host.begin(".venv/bin/salt-run llm.deploy >/tmp/said 2>&1; echo $? >/tmp/code", folder=CHECKOUT)
+    deadline = time.monotonic() + 180
+    while host.containers().keys() == before.keys():
+        assert time.monotonic() < deadline, host.run("cat /tmp/said")
+        time.sleep(0.3)
+    return before
+
+
+def serves_once(host, new):
+    """One generation serves, with one ``new`` container at most; there is nothing left to do."""
+    done = host.execute(".venv/bin/salt-run llm.plan", folder=CHECKOUT)
+    assert done == (0, "Nothing to do\n")
+    names = host.containers(parked=False)
+    assert len(names) == len({name.rpartition("-g")[0] for name in names}) == 7
+    assert len(names.keys() & new) == 1
+    host.run(".venv/bin/salt-run llm.verify", folder=CHECKOUT)
+
+
+ENGINE_FAULTS = {
+    "frozen": "kill -STOP $(cat /run/docker.pid); sleep 12; kill -CONT $(cat /run/docker.pid)",
+    "killed": "kill -KILL $(cat /run/docker.pid)",
+}
+
+
+@pytest.mark.parametrize("fault", ENGINE_FAULTS)
+def test_engine_fails_in_mid_deploy(host, up, fault):
+    """The deploy waits for it and goes on; no other container is touched."""
+    change(host, 500 + len(fault) + len(ENGINE_FAULTS[fault]))
+    before = deploy_until_it_replaces(host)
+    host.run(ENGINE_FAULTS[fault])
+    code = host.wait_for("cat /tmp/code && rm /tmp/code", timeout=300).strip()
+    said = host.run("cat /tmp/said")
+    assert code == "0", said
+    assert "is stable after" in said
+    after = host.containers()
+    new = after.keys() - before.keys()
+    started = {name: when for name, (when, _) in after.items() if name not in new}
+    assert started == {name: before[name][0] for name in started}
+    serves_once(host, new)
+
+
+def test_host_goes_down_in_mid_deploy(host, up, make):
+    """All its processes end at once; what comes up is one generation, and no parked one."""
+    change(host, 600)
+    before = deploy_until_it_replaces(host)
+    host.reboot()
+    code, output = make("up")
+    assert code == 0, output
+    serves_once(host, host.containers().keys() - before.keys())
+    found = json.loads(
+        host.run(".venv/bin/salt-run llm.releases lines=3 --out=json", folder=CHECKOUT)
+    )
+    assert "interrupted" in {each["result"] for each in found["releases"]}
 
 
 def test_down_keeps_data_and_an_interrupted_up_is_gone_on_with(host, up, make, containers):

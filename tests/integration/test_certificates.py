@@ -118,6 +118,20 @@ def test_renewal_drops_no_connection(platform):
     assert platform.containers() == containers
 
 
+def test_schedule_renews_between_deploys(platform):
+    before, containers = in_place(platform).serial_number, platform.containers()
+    with lifetimes(platform, days=120, renew_days=95), requests_all_the_time(platform) as answers:
+        platform.salt("*", "saltutil.refresh_pillar", "wait=True")
+        platform.salt("*", "schedule.run_job", "certificates")
+        deadline = time.monotonic() + 60
+        while in_place(platform).serial_number == before:
+            assert time.monotonic() < deadline, "the schedule has renewed nothing"
+            time.sleep(0.2)
+        until_served(platform, in_place(platform).serial_number)
+    assert set(answers) == {200}
+    assert platform.containers() == containers
+
+
 def test_another_public_name_makes_another_certificate(platform):
     with site_changed(platform, public_name="llm.example.com"):
         done = platform.apply("tls")

@@ -9,75 +9,22 @@ import subprocess
 import time
 
 import pytest
-import yaml
 
+from tests.support import invariants
 from tests.support.faults import completion
-from tests.support.platform import REPOSITORY, docker
 
-CATALOGUE = yaml.safe_load((REPOSITORY / "pillar" / "services.sls").read_text())
-KEEP = CATALOGUE["llm"]["defaults"]["keep"]
 DELAY = {"min_healthy": "4s", "healthy_deadline": "60s"}  # long enough to be hit in mid-replace
 
 
 @pytest.fixture(autouse=True)
 def _one_of_each(platform, client):
     """After each test, only what belongs there is there."""
-    before = _services(platform)
+    before = platform.services()
     yield
     platform.apply("cache.running,rate-limiter.running")
     assert completion(client)
-    assert _services(platform) == before
-    _nothing_is_left_over(platform)
-
-
-def _services(platform):
-    """Return the services of the running containers, each as often as it runs."""
-    label = '{{.Label "llm.service"}}'
-    found = docker("ps", "--filter", f"label=llm.site={platform.name}", "--format", label)
-    return sorted(found.split())
-
-
-def _all(platform):
-    """Return every container of the platform, name to service, state and restart policy."""
-    found = docker("ps", "-aq", "--filter", f"label=llm.site={platform.name}").split()
-    return {
-        each["Name"].lstrip("/"): (
-            each["Config"]["Labels"]["llm.service"],
-            each["State"]["Status"],
-            each["HostConfig"]["RestartPolicy"]["Name"],
-        )
-        for each in json.loads(docker("inspect", *found))
-    }
-
-
-def _nothing_is_left_over(platform):
-    """
-    Of each service one runs, at most ``keep`` of each replica that there ever was are parked, and
-    no file is without container.
-    """
-    found = _all(platform)
-    parked = []
-    for name, (service, state, policy) in found.items():
-        assert (state, policy) in (("running", "always"), ("exited", "no")), (name, state, policy)
-        if state == "exited":
-            parked.append(name.rpartition("-g")[0])
-        else:
-            assert _services(platform).count(service) == 1
-    assert not [replica for replica in parked if parked.count(replica) > KEEP]
-    assert not list(platform.root.rglob(".unfinished-*"))
-    assert not list(platform.root.rglob(".*.new"))
-    folders = platform.root.glob("services/*/run/*")
-    assert {folder.name for folder in folders} <= found.keys()
-    configured = platform.root.glob("services/*/config/*")
-    assert {str(folder) for folder in configured} == _mounted(found, platform)
-
-
-def _mounted(containers, platform):
-    """Return the folders with configuration that ``containers`` mount, running or parked."""
-    mounts = [each["Mounts"] for each in json.loads(docker("inspect", *containers))]
-    sources = {mount.get("Source", "") for found in mounts for mount in found}
-    place = f"{platform.root}/services/"
-    return {path for path in sources if path.startswith(place) and "/config/" in path}
+    assert platform.services() == before
+    invariants.nothing_is_left_over(platform)
 
 
 def _started(platform, program, *arguments):
@@ -163,7 +110,7 @@ def test_a_minion_that_is_killed_in_mid_deploy(platform, client):
         platform.deploy()
         after = platform.containers()
         assert old not in after
-        assert _services(platform).count("rate-limiter") == 1
+        assert platform.services().count("rate-limiter") == 1
         assert platform.apply("rate-limiter") == {}
         platform.deploy()
         assert platform.containers() == after
@@ -192,4 +139,4 @@ def test_a_run_that_is_killed_at_a_moment(platform, client, moment):
         platform.apply(f"{service}.running")
         assert platform.apply(service) == {}
         assert platform.container(service) != old
-        _nothing_is_left_over(platform)
+        invariants.nothing_is_left_over(platform)

@@ -5,12 +5,11 @@ Releases as an operator makes them: recorded, one at a time, taken back when the
 import json
 import os
 import signal
-import subprocess
-import time
 
 import pytest
 
 from tests.support.faults import completion
+from tests.support.operator import release, start, wait_for_another
 from tests.support.platform import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -28,34 +27,9 @@ def _as_it_was(platform, client):
     assert completion(client)
 
 
-def release(platform, *arguments, command="llm.deploy", code=0):
-    """Make a release; return its record, or what was said in place of it."""
-    done = platform.run(command, *arguments, "--out=json", check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
 def running(platform, service):
     """Return the name of the container that serves."""
     return platform.container(service)
-
-
-def start(platform, *arguments):
-    """Start ``salt-run`` in a process group of its own."""
-    return subprocess.Popen(
-        platform.command("salt-run", platform.master.config_dir, arguments),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, cwd=platform.folder,
-    )  # fmt: skip
-
-
-def wait_for_another(platform, service, known, timeout=120):
-    """Return once a second container of ``service`` runs beside those ``known``."""
-    start = f"{platform.name}-{service}-"
-    deadline = time.monotonic() + timeout
-    while not {n for n in platform.containers() if n.startswith(start)} - known.keys():
-        assert time.monotonic() < deadline, f"no other {service} within {timeout} s"
-        time.sleep(0.2)
 
 
 def test_deploy_with_nothing_to_do_is_no_release(platform):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.support.load import Load
-from tests.support.operator import gateway, set_secret, site_changed
+from tests.support.operator import gateway, unlimited_client
 from tests.support.platform import docker
 from tests.support.upstream import Upstream
 
@@ -23,19 +23,8 @@ RATE = 15  # requests per second
 @pytest.fixture(scope="module")
 def settings(platform):
     """The settings of a client that may ask as often as it likes."""
-    name = f"load-{uuid.uuid4().hex[:8]}"
-    configured = "rate-limiter.configured,tail.configured"
-    with site_changed(platform, clients={"default": {}, name: {"requests": 100000000}}):
-        set_secret(platform, f"clients.{name}", uuid.uuid4().hex)
-        platform.salt("*", "state.apply", configured)
-        found = platform.client_settings(name)
-        while True:  # until the key is known
-            with Load(found, RATE) as load:
-                load.flow(RATE)
-            if not load.failures:
-                break
+    with unlimited_client(platform, RATE) as found:
         yield found
-    platform.salt("*", "state.apply", configured)
 
 
 class Model(Upstream):
@@ -168,3 +157,60 @@ def test_replicas_are_replaced_one_after_another(platform, settings):
     assert "\n".join(str(outcome) for outcome in load.failures) == ""
     running = [name for name in platform.containers() if "-rate-limiter-" in name]
     assert running == [platform.container("rate-limiter")]
+
+
+# Well by its health check, and of no use: it answers every question with an error.
+USELESS = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, code):
+        body = b'{"status": "ok"}'
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        self.answer(200)
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.answer(500)
+    def log_message(self, *given):
+        pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
+"""
+
+
+def tried(platform, settings, *arguments, code):
+    """Try a canary of model-proxy under load; return the record of the release, and the load."""
+    arguments = ("llm.canary", "model-proxy", "weight=40", *arguments, "--out=json")
+    with Load(settings, RATE) as load:
+        load.flow(RATE)
+        done = platform.run(*arguments, check=False)
+        load.flow(RATE)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert not [name for name in platform.containers() if "canary" in name]
+    return json.loads(done.stdout), done.stderr, load
+
+
+def test_canary_that_does_well_takes_over(platform, settings):
+    old = platform.container("model-proxy")
+    change(platform, "model-proxy")
+    record, progress, load = tried(platform, settings, "window=6", "least=5", code=0)
+    assert record["what"] == "canary of model-proxy"
+    assert "model-proxy: the canary " in progress
+    assert platform.container("model-proxy") != old
+    assert "\n".join(str(outcome) for outcome in load.failures) == ""
+    said = json.loads(platform.run("llm.canary", "model-proxy", "--out=json", check=False).stdout)
+    assert said["error"].startswith("nothing to try: model-proxy runs as the pillar says")
+
+
+def test_canary_that_does_worse_is_taken_back(platform, settings):
+    before = platform.containers()
+    useless = {"command": ["python3", "-c", USELESS]}
+    with platform.service_changed("model-proxy", **useless):
+        record, _, load = tried(platform, settings, "window=60", code=4)
+    assert record["result"] == "taken back"
+    assert "errors: found " in "\n".join(record["why"])
+    assert platform.containers() == before
+    # What head asked of the canary, it asks again: clients are served by those beside it.
+    assert len(load.failures) <= sum(outcome.sent > 0 for outcome in load.outcomes) / 10

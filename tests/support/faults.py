@@ -3,10 +3,13 @@ Faults of a host and its files. Each is taken back at its end, also when the tes
 """
 
 import contextlib
+import json
 import socket
 import subprocess
 import time
 import uuid
+
+import psutil
 
 from tests.support.platform import docker
 
@@ -65,3 +68,39 @@ def completion(client, **options):
         **options,
     )
     return answer.usage.completion_tokens
+
+
+@contextlib.contextmanager
+def frozen(pid):
+    """Stop process ``pid`` and all its children for a while."""
+    parent = psutil.Process(pid)
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+@contextlib.contextmanager
+def taken_address(container, network):
+    """
+    Kill ``container``, and have another one, which is not the platform's, run the same program at
+    its address on ``network``; give its name.
+    """
+    found = json.loads(docker("inspect", container))[0]
+    name = f"llm-test-foreign-{uuid.uuid4().hex[:8]}"
+    docker("kill", container)
+    docker(
+        "run", "-d", "--name", name, "--network", network, "--volumes-from", container,
+        "--ip", found["NetworkSettings"]["Networks"][network]["IPAMConfig"]["IPv4Address"],
+        "--user", found["Config"]["User"], found["Image"], *found["Config"]["Cmd"],
+    )  # fmt: skip
+    try:
+        yield name
+    finally:
+        docker("rm", "-f", name)

@@ -25,7 +25,7 @@ CHECKOUT = "/srv/llm"
 CONTAINERS = f"""PYTHONPATH={CHECKOUT}/bin python3 -B -c '
 import json
 from bootstrap import engine
-found = engine.ask("GET", "/containers/json", all=1)
+found = engine.ask("GET", "/containers/json", all=ALL)
 states = [engine.ask("GET", "/containers/" + one["Id"] + "/json")["State"] for one in found]
 told = ("StartedAt", "Status")
 print(json.dumps({{one["Names"][0]: [state[key] for key in told]
@@ -41,6 +41,7 @@ THE_SYSTEMS = re.compile(
     r"|/usr/(lib|share)/python3?[^ ]*/__pycache__"
 )
 MIRROR = "http://deb.debian.org/debian"
+WRITABLE = "mount -o remount,rw /sys; mount -o remount,rw /proc/sys || test -w /proc/sys"
 BARE = ("python3", "make", "ca-certificates")
 # By number, as far as engines know them; where --privileged is refused, each is asked for by name.
 CAPABILITIES = """
@@ -132,6 +133,7 @@ class Host:
         )
         self.container = self.client.containers.get(created["Id"])
         self._boot()
+        self.run("mkdir -p /etc/docker")
         self.write("/etc/docker/daemon.json", f'{{"cgroup-parent": "/{self.name}"}}')
         extra = pathlib.Path("/usr/local/share/ca-certificates")
         if extra.is_dir() and any(extra.iterdir()):
@@ -142,11 +144,12 @@ class Host:
     def _boot(self):
         """Start its first process, and let an engine write where it has to."""
         self.container.start()
-        self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys; mkdir -p /etc/docker")
+        self.run(WRITABLE)
 
     def reboot(self):
-        """End all of its processes at once, as a power cut does, and start it again."""
+        """Cut its power and turn it on again; what runs on it by itself does not."""
         self.container.kill()
+        self.container.wait()
         self._boot()
 
     def execute(self, command, environment=None, folder=None):
@@ -218,9 +221,12 @@ class Host:
         found -= set(self.run("cat /var/lib/dpkg/info/*.list").splitlines())
         return {path for path in found if not THE_SYSTEMS.match(path)}
 
-    def containers(self):
-        """Return when each container of its engine was started, and its state, by name."""
-        return json.loads(self.run(CONTAINERS))
+    def containers(self, parked=True):
+        """
+        Return when each container of its engine was started, and its state, by name; or but those
+        that run.
+        """
+        return json.loads(self.run(CONTAINERS.replace("ALL", str(int(parked)))))
 
     def lend_images(self):
         """

@@ -42,13 +42,14 @@ class Load:
 
     ``settings`` is what `llm.client` tells: ``base_url``, ``ca_file``, ``api_key``; ``rate`` is in
     requests per second. Every third request is streamed, every fourth comes on a connection of its
-    own, and every fifth asks what was asked before.
+    own, and ``known`` is the share of those that ask what was asked before.
     """
 
     settings: dict
     rate: float = 30
     model: str = "tiny"
     max_tokens: int = 8
+    known: float = 0.2
     outcomes: list = field(default_factory=list)
 
     @property
@@ -119,7 +120,8 @@ class Load:
         kept.close()
 
     def _ask(self, client, number, kept):
-        text = CACHED if number % 5 == 0 else uuid.uuid4().hex
+        asked_before = int(number * self.known) > int((number - 1) * self.known)
+        text = CACHED if asked_before else uuid.uuid4().hex
         streamed = number % 3 == 0
         body = {
             "model": self.model,

@@ -3,9 +3,14 @@ What an operator does to a `Platform` beside deploying it.
 """
 
 import contextlib
+import json
 import subprocess
+import time
+import uuid
 
 import yaml
+
+from tests.support.load import Load
 
 
 def set_secret(platform, name, value):
@@ -30,7 +35,53 @@ def site_changed(platform, **changes):
         yield yaml.safe_load((platform.pillar / "site.yaml").read_text())
 
 
+def start(platform, *arguments):
+    """Start ``salt-run`` in a process group of its own."""
+    return subprocess.Popen(
+        platform.command("salt-run", platform.master.config_dir, arguments),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, cwd=platform.folder,
+    )  # fmt: skip
+
+
+def wait_for_another(platform, service, known, timeout=120):
+    """Return once a second container of ``service`` runs beside those ``known``."""
+    start = f"{platform.name}-{service}-"
+    deadline = time.monotonic() + timeout
+    while not {n for n in platform.containers() if n.startswith(start)} - known.keys():
+        assert time.monotonic() < deadline, f"no other {service} within {timeout} s"
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def unlimited_client(platform, rate):
+    """
+    Have a client that may ask as often as it likes; give its settings once its key is known, asking
+    at ``rate`` requests per second.
+    """
+    name = f"load-{uuid.uuid4().hex[:8]}"
+    configured = "rate-limiter.configured,tail.configured"
+    with site_changed(platform, clients={"default": {}, name: {"requests": 100000000}}):
+        set_secret(platform, f"clients.{name}", uuid.uuid4().hex)
+        platform.salt("*", "state.apply", configured)
+        found = platform.client_settings(name)
+        while True:
+            with Load(found, rate) as load:
+                load.flow(rate)
+            if not load.failures:
+                break
+        yield found
+    platform.salt("*", "state.apply", configured)
+
+
 def gateway(platform):
     """Return the address at which containers of the platform find this machine."""
     site = yaml.safe_load((platform.pillar / "site.yaml").read_text())
     return site["network"]["subnet"].replace(".0/20", ".1")
+
+
+def release(platform, *arguments, command="llm.deploy", code=0):
+    """Make a release; return its record, or what was said in place of it."""
+    done = platform.run(command, *arguments, "--out=json", check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)

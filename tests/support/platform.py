@@ -62,6 +62,14 @@ def copy_pillar(folder, **changes):
     return pillar, site
 
 
+def change_service(pillar, name, **knobs):
+    """Have other ``knobs`` of service ``name`` in the folder ``pillar``."""
+    path = pillar / "environments" / "dev.sls"
+    found = yaml.safe_load(path.read_text())
+    found["llm"]["services"].setdefault(name, {}).update(knobs)
+    path.write_text(yaml.safe_dump(found))
+
+
 class Platform:
     """
     The installation: its files, its daemons, and what its users do with it.
@@ -158,10 +166,7 @@ class Platform:
 
     def change_service(self, name, **knobs):
         """Have other ``knobs`` of service ``name`` from now on."""
-        path = self.pillar / "environments" / "dev.sls"
-        found = yaml.safe_load(path.read_text())
-        found["llm"]["services"].setdefault(name, {}).update(knobs)
-        path.write_text(yaml.safe_dump(found))
+        change_service(self.pillar, name, **knobs)
 
     def run(self, *arguments, check=True, timeout=600):
         """Call ``salt-run``; return the finished process."""
@@ -228,6 +233,12 @@ class Platform:
             )
             for each in json.loads(docker("inspect", *found) if found else "[]")
         }
+
+    def services(self):
+        """Return the services of the running containers, each as often as it runs."""
+        label = '{{.Label "llm.service"}}'
+        found = docker("ps", "--filter", f"label=llm.site={self.name}", "--format", label)
+        return sorted(found.split())
 
     def container(self, service, replica=1):
         """Return the name of the running container of a service."""

@@ -45,7 +45,7 @@ class Edge:
         self.trust = ssl.create_default_context(cafile=folder / "tls/tail/ca.pem")
         self.head = upstream.Upstream(HEAD, self.ports["head"])
         self.limiter = upstream.Limiter(LIMITER, self.ports["rate-limiter"])
-        for name in ("cache", "model-proxy", "head", "rate-limiter", "tail"):
+        for name in self.services():
             self.route(name, [])
         self.route("head", [HEAD])
         self.route("rate-limiter", [LIMITER])
@@ -89,14 +89,25 @@ class Edge:
             replace,
         )
 
-    def route(self, service, addresses):
-        """Route ``service`` as the platform does."""
+    @contextlib.contextmanager
+    def module(self, module, **more):
+        """Have an execution module that finds this platform, and of ``more`` functions those."""
         salt = {
             "llm_config.platform": lambda: self.platform,
             "llm_config.service": lambda name: self.platform["services"][name],
         }
-        with LoaderModuleMock({llm_mesh_module: {"__salt__": salt}}):
-            return llm_mesh_module.route(service, addresses)
+        with LoaderModuleMock({module: {"__salt__": salt | more}}):
+            yield module
+
+    def services(self):
+        """Return what has an endpoint file."""
+        with self.module(llm_mesh_module) as mesh:
+            return mesh.services()
+
+    def route(self, service, addresses):
+        """Route ``service`` as the platform does."""
+        with self.module(llm_mesh_module) as mesh:
+            return mesh.route(service, addresses)
 
     @contextlib.contextmanager
     def tuned(self, mesh=None, requests=None):

@@ -53,3 +53,4 @@ def test_run_takes_time_and_tells_failures():
     assert run([sys.executable, "-c", ""]) > 0
     with pytest.raises(Failed, match="no good"):
         run([sys.executable, "-c", "raise SystemExit('no good')"])
+    assert run([sys.executable, "-c", "raise SystemExit(4)"], code=4) > 0

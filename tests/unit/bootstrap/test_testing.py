@@ -4,6 +4,7 @@ What becomes of the engine that was started for the tests.
 
 import io
 import json
+import subprocess
 from unittest.mock import create_autospec
 
 import pytest
@@ -71,3 +72,15 @@ def test_engine_that_cannot_be_removed_is_told(brought, keeper, removed, monkeyp
     monkeypatch.setattr(down, "uninstall", lambda *_: ["apt-get purge failed"])
     with pytest.raises(progress.Failure, match="apt-get purge failed"):
         testing.end_engine(brought)
+
+
+def test_soak_hands_on_what_is_asked(monkeypatch):
+    started = create_autospec(subprocess.run)
+    started.return_value.returncode = 3
+    monkeypatch.setattr(testing.subprocess, "run", started)
+    monkeypatch.setattr(testing.up, "environment_alone", lambda _: None)
+    monkeypatch.setattr(engine, "answers", lambda: True)
+    assert testing.soak(10, seed=7) == 3
+    environment = started.call_args.kwargs["env"]
+    asked = {name: environment[name] for name in environment if name.startswith("LLM_SOAK_")}
+    assert asked == {"LLM_SOAK_MINUTES": "10", "LLM_SOAK_SEED": "7", "LLM_SOAK_STEPS": "0"}

@@ -457,6 +457,24 @@ def test_plan_mends_what_was_done_by_hand(host, drift, said):
     assert list(host.state().values()).count("running") == 1
 
 
+def test_plan_leaves_an_address_to_who_has_taken_it(host):
+    host.apply(HEAD)
+    host.engine.kill("llm-head-1-g1")
+    address = host.engine.named("llm-head-1-g1")["Networks"]["llm-network"]["IPAMConfig"]
+    theirs = {"EndpointsConfig": {"llm-network": {"IPAMConfig": address}}}
+    body = {"Image": "llm/head:1", "Labels": {}, "HostConfig": {"NetworkMode": "llm-network"}}
+    host.engine.create("theirs", body | {"NetworkingConfig": theirs})
+    host.engine.start("theirs")
+    done = host.apply(HEAD)
+    assert done["errors"] == []
+    (sentence,) = done["changes"]["llm-head-1-g2"]
+    assert sentence.endswith("container theirs has taken its address")
+    assert host.state() == {
+        "llm-head-1-g1": "exited", "theirs": "running", "llm-head-1-g2": "running",
+    }  # fmt: skip
+    assert host.plan(HEAD)["operations"] == []
+
+
 def test_plan_replaces_what_has_read_a_file_that_was_changed_by_hand(host, tmp_path):
     mounts = [{"source": str(tmp_path), "target": "/etc/llm"}]
     spec = HEAD | {"files": {"config.yaml": "digest"}, "mounts": mounts}

@@ -1,13 +1,14 @@
 import json
 from unittest.mock import create_autospec
 
+import llm_engine
 import llm_spec
 import llm_watch
 import pytest
 from salt.exceptions import CommandExecutionError
 from salt.modules import saltutil
 
-from _modules import llm_container, llm_files, llm_service
+from _modules import llm_canary, llm_container, llm_files, llm_service
 from _modules import llm_deploy as llm_deploy_module
 
 SPEC = {"service": "tail", "image": "llm/envoy:1"}
@@ -45,6 +46,8 @@ def llm_deploy(configure_loader, platform, pillar, containers, plan, tmp_path):
     live.parent.mkdir(parents=True)
     live.write_text("one")
     salt = {
+        "llm_canary.running": create_autospec(llm_canary.running, return_value=[]),
+        "llm_canary.end": create_autospec(llm_canary.end),
         "llm_config.platform": lambda: platform,
         "llm_container.list": create_autospec(llm_container.list_, return_value=containers),
         "llm_container.plan": create_autospec(llm_container.plan, return_value=plan),
@@ -135,6 +138,60 @@ def test_fence(llm_deploy, number, end, words):
             llm_deploy.begin(number)
 
 
+def test_deploy_that_was_called_off_changes_nothing(llm_deploy, tmp_path):
+    llm_deploy.begin(7)
+    assert llm_deploy.call_off(6) == 7
+    assert llm_deploy.current()["state"] == "running"
+    assert llm_deploy.call_off(7) == 7
+    assert not (tmp_path / "deploys" / "7").exists()
+    llm_deploy.call_off(8)
+    for number in (7, 8):
+        with pytest.raises(CommandExecutionError, match="changes nothing"):
+            llm_deploy.begin(number)
+    llm_deploy.begin(9)
+
+
+def test_deploy_that_is_called_off_while_it_begins(llm_deploy, containers):
+    def listed(**_):
+        llm_deploy.call_off(7)
+        return containers
+
+    llm_deploy.__salt__["llm_container.list"].side_effect = listed
+    with pytest.raises(CommandExecutionError, match=r"deploy 7 has ended \(refused\)"):
+        llm_deploy.begin(7)
+    assert llm_deploy.current()["state"] == "refused"
+
+
+@pytest.mark.parametrize("called_off", [False, True])
+def test_begin_after_a_deploy_that_was_killed(llm_deploy, containers, live, called_off):
+    """What it has switched is not proved, so going back means what served before it."""
+    llm_deploy.begin(7)
+    llm_deploy.touch()
+    containers[:] = [container(2, "128m")]
+    live.write_text("two")
+    if called_off:
+        llm_deploy.begin(8)
+        llm_deploy.call_off(8)
+    llm_deploy.begin(9)
+    record = llm_deploy.current()
+    assert record["before"]["tail"]["1"]["container"] == "llm-tail-1-g1"
+    assert llm_deploy.take_back(9, ["tail"])["begun"] is True
+    assert live.read_text() == "one"
+    llm_deploy.end(9, "taken back")
+    llm_deploy.begin(10)
+    assert llm_deploy.current()["before"]["tail"]["1"]["container"] == "llm-tail-1-g2"
+
+
+def test_begin_waits_for_one_that_goes_back(llm_deploy, monkeypatch):
+    monkeypatch.setattr(llm_deploy_module.time, "sleep", lambda seconds: None)
+    late = [{"fun": "llm_deploy.take_back", "jid": "2"}]
+    found = {"llm_deploy.take_back": [late, []]}
+    is_running = llm_deploy.__salt__["saltutil.is_running"]
+    is_running.side_effect = lambda fun: found[fun].pop(0) if found.get(fun) else []
+    llm_deploy.begin(7)
+    assert found == {"llm_deploy.take_back": []}
+
+
 def test_end_tells_what_was_changed(llm_deploy, containers, live):
     llm_deploy.begin(7)
     containers[:] = [container(2, "128m"), container(1, service="head")]
@@ -188,6 +245,18 @@ def test_take_back_pins_what_served_before(llm_deploy, containers, plan, live):
     refused = llm_deploy.refused("tail")
     assert (refused["digests"], refused["files"]) == ({"1": old}, {"listeners.yaml": "f"})
     assert llm_deploy.refused("head") is None
+
+
+def test_take_back_ends_a_canary(llm_deploy):
+    llm_deploy.begin(7)
+    llm_deploy.touch()
+    llm_deploy.__salt__["llm_canary.running"].return_value = ["tail"]
+    llm_deploy.__salt__["llm_canary.end"].side_effect = CommandExecutionError("it stays")
+    assert llm_deploy.take_back(7, ["head"])["errors"] == [
+        "head: nothing of it served before, so there is no way back"
+    ]
+    llm_deploy.__salt__["llm_canary.end"].assert_not_called()
+    assert llm_deploy.take_back(7, ["tail"])["errors"] == ["canary: it stays"]
 
 
 def test_take_back_of_what_was_not_switched_refuses_nothing(llm_deploy):
@@ -244,6 +313,13 @@ def test_take_back_goes_on_with_the_next_service(llm_deploy, platform):
     assert errors[1].startswith("head: nothing of it served before")
 
 
+def test_take_back_asks_an_engine_that_is_away_once(llm_deploy, platform):
+    llm_deploy.begin(7)
+    llm_deploy.touch()
+    llm_deploy.__salt__["llm_container.plan"].side_effect = llm_engine.NoAnswer("no engine")
+    assert llm_deploy.take_back(7, ["tail", "head"])["errors"] == ["no engine"]
+
+
 def test_refused_is_tried_again_by_the_next_deploy(llm_deploy, plan):
     llm_deploy.begin(7)
     llm_deploy.touch()
@@ -271,12 +347,6 @@ def test_go_to_an_earlier_release(llm_deploy, plan, live):
     assert live.read_text() == "two"
     with pytest.raises(CommandExecutionError, match="deploy 8 changes nothing"):
         llm_deploy.go_to(8, 7, {})
-
-
-def test_record_that_is_something_else(llm_deploy, tmp_path):
-    (tmp_path / "deploy.json").write_text("{")
-    with pytest.raises(CommandExecutionError, match="deploy.json"):
-        llm_deploy.current()
 
 
 def test_records_are_for_root_alone(llm_deploy, tmp_path):

@@ -5,6 +5,7 @@ from unittest.mock import create_autospec
 import jinja2
 import pytest
 from salt.exceptions import CommandExecutionError
+from salt.modules import cp
 from salt.utils.jinja import SerializerExtension
 
 from _modules import llm_deploy
@@ -262,3 +263,15 @@ def test_fingerprint_key_on_a_full_disk_is_no_empty_one(llm_files, monkeypatch):
     with pytest.raises(CommandExecutionError, match=r"fingerprint\.key: No space left"):
         llm_files.write("head")
     assert not llm_files._key_path().exists()
+
+
+def test_template_comes_from_the_file_server_once_it_is_wanted(configure_loader, tmp_path):
+    place = tmp_path / "files/base/mesh/files"
+    fetch = create_autospec(cp.cache_dir, side_effect=lambda _: place.mkdir(parents=True))
+    module = configure_loader(
+        llm_files_module, salt={"cp.cache_dir": fetch}, opts={"cachedir": str(tmp_path)}
+    )
+    assert module._template("mesh/files/missing.jinja") is None
+    (place / "sources.jinja").write_text("{{ service }}")
+    assert module._environment().get_template("mesh/files/sources.jinja").render(service=1) == "1"
+    fetch.assert_called_once_with("salt://mesh/files")

@@ -122,6 +122,12 @@ def llm_health(configure_loader, platform, engine, fate, probes, container_list,
     )
 
 
+def test_check_of_a_canary_is_that_of_its_service(llm_health, inspect, http):
+    inspect.return_value = found(service="head-canary")
+    llm_health.wait({"http": "/health"}, container="llm-head-canary-1-g1", min_healthy=0)
+    assert http.call_args.args[0] == "http://172.30.0.80:4000/health"
+
+
 @pytest.mark.parametrize(
     ("check", "probe", "address", "arguments"),
     [

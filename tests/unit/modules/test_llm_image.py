@@ -11,6 +11,7 @@ import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from _modules import llm_image as llm_image_module
+from _modules import llm_retention
 
 OWN = "registry.example/vllm@sha256:" + "a" * 64
 FOLDERS = {
@@ -57,6 +58,9 @@ def llm_image(configure_loader, folder, services, builder, tmp_path):
             str(path) for path in folder.rglob("*") if path.is_file()
         ],
         "llm_config.platform": lambda: {"services": services},
+        "llm_retention.prune": create_autospec(
+            llm_retention.prune, return_value={"containers": {}, "images": {"llm/front:1": 9}}
+        ),
     }
     module = configure_loader(llm_image_module, salt=salt)
     room = llm_image_module.ROOM * 100
@@ -196,6 +200,18 @@ def test_build_without_room(llm_image, builder):
     ):
         llm_image.build(["front"])
     assert not builder.build.called
+    llm_image.__salt__["llm_retention.prune"].assert_called_once_with()
+
+
+def test_build_makes_room_with_what_nobody_needs(llm_image, builder):
+    def make_room():
+        llm_image_module.shutil.disk_usage.return_value.free = llm_image_module.ROOM * 9
+        return {"containers": {}, "images": {"llm/front:1": 9}}
+
+    llm_image_module.shutil.disk_usage.return_value.free = 10
+    llm_image.__salt__["llm_retention.prune"].side_effect = make_room
+    llm_image.build(["front"])
+    assert builder.build.called
 
 
 def test_build_without_registry_makes_debian(llm_image, builder, tmp_path):

@@ -43,7 +43,20 @@ def folder(tmp_path):
 
 
 def test_services_are_those_that_an_envoy_leads_to(llm_mesh):
-    assert llm_mesh.services() == ["cache", "head", "model-proxy", "rate-limiter", "tail"]
+    assert llm_mesh.services() == [
+        "cache", "head", "head-canary", "model-proxy", "model-proxy-canary",
+        "rate-limiter", "rate-limiter-canary", "tail",
+    ]  # fmt: skip
+
+
+def test_route_of_a_canary_is_like_that_of_its_service(llm_mesh, folder):
+    llm_mesh.route("head-canary", ["172.30.0.81"])
+    (resource,) = json.loads((folder / "head-canary.yaml").read_text())["resources"]
+    assert resource["cluster_name"] == "head-canary"
+    (entry,) = resource["endpoints"][0]["lb_endpoints"]
+    assert entry["endpoint"]["address"]["socket_address"]["port_value"] == 4000
+    llm_mesh.close("head-canary")
+    assert llm_mesh.endpoints("head-canary") == []
 
 
 def test_route_writes_what_an_envoy_reads(llm_mesh, folder):

@@ -4,7 +4,7 @@ from unittest.mock import create_autospec
 import llm_lock
 import llm_release as releases_module
 import pytest
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltClientError
 from salt.modules import saltutil
 
 from _modules import llm_release as llm_release_module
@@ -18,17 +18,21 @@ class Hosts:
     def __init__(self):
         self.answers = {
             "llm_deploy.begin": time.time,
+            "llm_deploy.call_off": 0,
             "llm_deploy.end": {"changes": {"llm-tail-1-g1": ["pids 1 → 2"]}, "services": SERVED},
             "llm_deploy.take_back": {"begun": True, "changes": {}, "errors": []},
             "llm_deploy.go_to": {"changes": {}, "errors": []},
             "saltutil.refresh_pillar": True,
         }
         self.silent = set()
+        self.away = []  # for each question whether the master is away, the last one first
         self.asked = []
 
     def cmd(self, tgt, fun, arg=(), timeout=None, tgt_type="glob", ret="", kwarg=None, **_):
         assert tgt_type == "list"
         self.asked.append((fun, *arg))
+        if self.away and self.away.pop():
+            raise SaltClientError("The salt master could not be contacted. Is master running?")
         answer = self.answers[fun]
         answer = answer() if callable(answer) else answer
         return {host: {"ret": answer} for host in tgt if host not in self.silent}
@@ -127,7 +131,23 @@ def test_begin_that_is_refused_changes_nothing(llm_release, hosts, record, lock,
     with pytest.raises(CommandExecutionError) as refused:
         llm_release.begin(1, "deploy")
     assert words in str(refused.value)
+    assert hosts.asked_for("call_off") == [(1,)]
     assert record(1)["result"] == "refused"
+    assert lock.holder() is None
+
+
+def test_begin_after_the_file_of_the_lock_was_lost(llm_release, hosts, record, lock):
+    """No number comes twice: those on record are known here, and what hosts know they tell."""
+    for number in (1, 2):
+        llm_release.begin(number, "deploy")
+        llm_release.finish(number)
+    lock.path.unlink()
+    assert llm_release.next_number() == 3
+    hosts.answers["llm_deploy.begin"] = "ERROR: deploy 8 has begun here since"
+    hosts.answers["llm_deploy.call_off"] = 8
+    with pytest.raises(CommandExecutionError, match="deploy 8 has begun here since"):
+        llm_release.begin(3, "deploy")
+    assert llm_release.next_number() == 9
     assert lock.holder() is None
 
 
@@ -159,22 +179,57 @@ def test_take_back_goes_tier_by_tier_from_the_last(llm_release, hosts, record, l
     assert lock.holder() is None
 
 
+def test_take_back_of_what_needs_something_that_goes_back_later(llm_release, hosts):
+    """Such as the password of the cache."""
+    back = {"begun": True, "changes": {}, "errors": []}
+    answers = iter([back, back | {"errors": ["WRONGPASS"]}, back, back])
+    hosts.answers["llm_deploy.take_back"] = lambda: next(answers)
+    llm_release.begin(1, "deploy")
+    assert llm_release.take_back(1)["result"] == "taken back"
+    assert [services for _, services in hosts.asked_for("take_back")] == [
+        ["tail"], ["head", "rate-limiter"], ["cache"], ["head", "rate-limiter"],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("fault", "result"),
     [
         (lambda h: h.answers["llm_deploy.take_back"].update(errors=["gone"]), "not taken back"),
-        (lambda h: h.answers.update({"llm_deploy.take_back": "ERROR: x"}), "refused"),
+        (lambda h: h.answers.update({"llm_deploy.take_back": "ERROR: x"}), "not taken back"),
         (lambda h: h.answers["llm_deploy.take_back"].update(begun=False), "refused"),
         (lambda h: h.silent.add("node1"), "unknown"),
     ],
     ids=["error", "exception", "not begun", "silent"],
 )
-def test_take_back_that_does_not_succeed(llm_release, hosts, record, lock, fault, result):
+def test_take_back_that_does_not_succeed(
+    llm_release, hosts, record, lock, fault, result, monkeypatch
+):
+    monkeypatch.setattr(llm_release_module, "PATIENCE", 0)
     llm_release.begin(1, "deploy")
     fault(hosts)
     assert llm_release.take_back(1)["result"] == result
     assert record(1)["result"] == result
     assert lock.holder() is None
+
+
+def test_take_back_asks_a_silent_host_once_for_all(llm_release, hosts, monkeypatch):
+    """Frozen, it hears one question when it wakes up, and not one for each tier at once."""
+    monkeypatch.setattr(llm_release_module, "PATIENCE", 0)
+    llm_release.begin(1, "deploy")
+    hosts.silent.add("node1")
+    assert llm_release.take_back(1)["errors"] == [
+        "node1 does not answer: nobody knows what serves there"
+    ]
+    assert hosts.asked_for("take_back") == [(1, ["tail", "head", "rate-limiter", "cache"])]
+    assert hosts.asked_for("end") == []
+
+
+def test_take_back_while_the_master_is_away(llm_release, hosts, monkeypatch):
+    monkeypatch.setattr(llm_release_module.time, "sleep", lambda seconds: None)
+    llm_release.begin(1, "deploy")
+    hosts.away = [False, True, True, True]
+    assert llm_release.take_back(1)["result"] == "taken back"
+    assert hosts.asked_for("end") == [(1, "taken back")]
 
 
 def test_take_back_after_which_clients_are_not_served(llm_release, verify):
@@ -199,6 +254,21 @@ def test_go_to_an_earlier_release(llm_release, hosts):
     hosts.answers["llm_deploy.go_to"] = {"changes": {"llm-tail-1-g1": ["…"]}, "errors": []}
     assert llm_release.go_to(2, 1) == {"node1": {"llm-tail-1-g1": ["…"]}}
     assert hosts.asked_for("go_to") == [(2, 1, {"tail": SERVED["tail"]})]
+
+
+def test_go_to_what_needs_something_that_goes_back_later(llm_release, hosts):
+    served = SERVED | {"cache": SERVED["tail"]}
+    hosts.answers["llm_deploy.end"] |= {"services": served}
+    llm_release.begin(1, "deploy")
+    llm_release.finish(1)
+    llm_release.begin(2, "rollback to 1")
+    gone = {"changes": {"llm-tail-1-g1": ["…"]}, "errors": []}
+    answers = iter([gone | {"errors": ["WRONGPASS"]}, gone, gone])
+    hosts.answers["llm_deploy.go_to"] = lambda: next(answers)
+    assert llm_release.go_to(2, 1) == {"node1": {"llm-tail-1-g1": ["…"]}}
+    assert [list(wanted) for _, _, wanted in hosts.asked_for("go_to")] == [
+        ["tail"], ["cache"], ["tail"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

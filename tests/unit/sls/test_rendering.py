@@ -162,6 +162,39 @@ def test_orchestration_takes_step_after_step(master, name):
     assert all(isinstance(step["tgt"], list) for step in steps if step["state"] == "salt")
 
 
+CANARY = {"service": "head", "weight": 10, "window": 5}
+
+
+def test_deploy_of_chosen_services_leaves_the_others(compiler, compile_pillar):
+    pillar = _of("node1_master", compile_pillar("dev")) | {"llm_services": ["tail", "cache"]}
+    errors, steps = compiler("node1_master", pillar).sls("orch.deploy")
+    assert errors == []
+    names = [name for step in steps if step["state"] == "salt" for name in step["sls"]]
+    assert names[-4:] == ["cache.running", "cache.healthy", "tail.running", "tail.healthy"]
+
+
+def test_canary_is_proved_before_its_service_is_deployed(compiler, compile_pillar):
+    given = {"llm_services": ["head"], "llm_canary": CANARY}
+    pillar = _of("node1_master", compile_pillar("dev")) | given
+    errors, steps = compiler("node1_master", pillar).sls("orch.deploy")
+    assert errors == []
+    ids = [step["__id__"] for step in steps]
+    first = ids.index("A canary of head runs")
+    assert ids[first : first + 4] == [
+        "A canary of head runs",
+        "The canary of head does well",
+        "head is healthy",
+        "The canary of head is gone",
+    ]
+    assert steps[first]["pillar"]["llm_canary"] == CANARY
+    for name in ("running", "absent"):
+        pillar = _of("node1", compile_pillar("dev")) | {"llm_canary": CANARY}
+        errors, states = compiler("node1", pillar).sls(f"canary.{name}")
+        assert errors == []
+        (state,) = [each for each in states if each["state"] == "llm_canary"]
+        assert (state["name"], state["fun"]) == ("head", name)
+
+
 INVALID = {
     "a wrong port": lambda pillar: pillar["site"].update(public_port=84430),
     "no network": lambda pillar: pillar["site"].pop("network"),
@@ -189,7 +222,7 @@ def misled(compiler, invalid):
 def test_every_sls_of_an_invalid_pillar_says_so_and_no_more(misled):
     # What the engine is, no pillar tells; what is absent, the name of the service tells.
     names = [name for name in STATES if not name.startswith("docker") and ".absent" not in name]
-    for name in [*names, "docker", "docker.network"]:
+    for name in [*names, "canary.absent", "docker", "docker.network"]:
         errors, states = misled.sls(name)
         assert errors == []
         assert [each["__id__"] for each in states] == ["The configuration is valid"]

@@ -5,7 +5,7 @@ from llm_engine import NoAnswer
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from _modules import llm_container as llm_container_module
-from _modules import llm_service, llm_watch
+from _modules import llm_deploy, llm_service, llm_watch
 from _states import llm_container as llm_container_state
 
 CHANGES = {"llm-head-1-g1": ["create: there is none"]}
@@ -22,6 +22,7 @@ def llm_container(configure_loader, testmode):
         f"llm_container.{name}": create_autospec(getattr(llm_container_module, name))
         for name in FUNCTIONS
     }
+    salt["llm_deploy.tell"] = create_autospec(llm_deploy.tell)
     salt["llm_watch.wait"] = create_autospec(llm_watch.wait)
     salt["llm_watch.remember"] = create_autospec(llm_watch.remember)
     salt["llm_service.specs"] = create_autospec(llm_service.specs, return_value=[{"service": "h"}])
@@ -116,6 +117,7 @@ def test_running_says_when_the_plan_is_not_the_announced_one(
     execute.return_value = DONE
     ret = llm_container.running("head")
     assert ret["comment"].endswith(f"\n{MOVED}") is moved
+    assert llm_container.__salt__["llm_deploy.tell"].called is moved
     assert execute.called is (found is PLAN and not testmode)
 
 

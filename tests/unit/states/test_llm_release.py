@@ -6,7 +6,7 @@ from salt.exceptions import CommandExecutionError
 from _modules import llm_release as llm_release_module
 from _states import llm_release as llm_release_state
 
-FUNCTIONS = ("begin", "finish", "go_to", "take_back")
+FUNCTIONS = ("lock", "begin", "finish", "go_to", "take_back")
 STEPS = {
     "salt_|-tail is healthy_|-x_|-state": {
         "__id__": "tail is healthy", "result": False, "comment": "tail is sick", "__run_num__": 1,
@@ -28,6 +28,12 @@ def llm_release(configure_loader, testmode, monkeypatch):
 def called(llm_release):
     """A function that returns one of the module's functions."""
     return lambda name: llm_release.__salt__[f"llm_release.{name}"]
+
+
+def test_locked(llm_release, called, testmode):
+    assert llm_release.locked("nobody else", "teardown")["result"] is True
+    called("lock").side_effect = CommandExecutionError("the platform is locked")
+    assert llm_release.locked("nobody else", "teardown")["result"] is testmode
 
 
 def test_begun(llm_release, called, testmode):

@@ -150,10 +150,18 @@ def test_shorter_record_over_a_longer_one(lock):
     assert lock.holder()["what"] == "x"
 
 
-def test_file_that_is_something_else(lock, path):
+@pytest.mark.parametrize("text", ["what?", "[]", "\0\xff"])
+def test_file_that_is_something_else(lock, path, text):
     path.parent.mkdir()
-    path.write_text("what?")
-    with pytest.raises(CommandExecutionError, match="not what was written"):
+    path.write_text(text)
+    for asked in (lock.holder, lambda: lock.take("deploy", 1)):
+        with pytest.raises(CommandExecutionError, match=f"{path} is damaged: .*; remove it"):
+            asked()
+
+
+def test_folder_in_place_of_the_file(lock, path):
+    path.mkdir(parents=True)
+    with pytest.raises(CommandExecutionError, match=f"{path}: Is a directory"):
         lock.holder()
 
 

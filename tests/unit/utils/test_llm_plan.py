@@ -41,7 +41,7 @@ def world(*containers, **limits):
         site="llm",
         containers=list(containers),
         foreign=set(),
-        addresses=set(),
+        addresses={},
         networks={"bridge": "b"},
         images={"head:2": {"id": "sha256:2", "create": "head:2"}},
         limits={service: size * MIB for service, size in limits.items()},

@@ -3,18 +3,24 @@ import pytest
 from salt.exceptions import CommandExecutionError
 
 
-def test_what_was_written_is_read(tmp_path):
-    path = tmp_path / "new" / "record.json"
+def test_record_is_for_its_owner_alone(tmp_path):
+    path = tmp_path / "deploy.json"
     assert llm_record.read(path) is None
-    llm_record.write(path, {"a": 1})
-    llm_record.write(path, {"a": [2]})
-    assert llm_record.read(path) == {"a": [2]}
+    for number in (1, 2):
+        llm_record.write(path, {"number": number})
+        assert llm_record.read(path) == {"number": number}
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [each.name for each in path.parent.iterdir()] == ["record.json"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("break_it", [lambda path: path.write_text("{"), lambda path: path.mkdir()])
-def test_read_says_which_file_is_broken(tmp_path, break_it):
-    break_it(tmp_path / "record.json")
-    with pytest.raises(CommandExecutionError, match=r"record\.json: "):
-        llm_record.read(tmp_path / "record.json")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\0"])
+def test_record_that_is_damaged(tmp_path, content):
+    path = tmp_path / "deploy.json"
+    path.write_bytes(content)
+    with pytest.raises(CommandExecutionError, match=f"{path} is damaged: .*; remove it"):
+        llm_record.read(path)
+
+
+def test_folder_in_place_of_the_file(tmp_path):
+    with pytest.raises(CommandExecutionError, match="Is a directory"):
+        llm_record.read(tmp_path)

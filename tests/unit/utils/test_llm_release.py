@@ -62,6 +62,13 @@ def test_target_is_the_last_stable_one_that_was_another(releases, add):
     assert releases.target()["number"] == 1
 
 
+def test_containers_are_those_to_go_back_to_as_well(releases, add):
+    assert releases.containers() == []
+    for number, name in enumerate("abb", 1):
+        add(number, hosts={"node1": {"head": {"1": {"digest": name, "container": name}}}})
+    assert releases.containers() == ["a", "b"]
+
+
 @pytest.mark.parametrize("ends", [[], ["done"], ["taken back", "done"]])
 def test_target_that_there_is_not(releases, add, ends):
     for number, end in enumerate(ends, 1):
@@ -79,13 +86,6 @@ def test_target_by_its_number(releases, add):
     assert releases.target(2, force=True)["number"] == 2
     with pytest.raises(CommandExecutionError, match="no release 7 to go to; stable ones: 1"):
         releases.target(7)
-
-
-def test_record_that_is_something_else(releases, add):
-    add(1)
-    next(releases.folder.iterdir()).write_text("{")
-    with pytest.raises(CommandExecutionError, match="000001.json"):
-        releases.all()
 
 
 def test_commit_of_a_checkout(tmp_path):

@@ -94,6 +94,12 @@ MISTAKES = {
         r'defaults.strategy: found "start_first"; expected one of start-first, stop-first; '
         r'did you mean "start-first"\?',
     ),
+    "a name that is a canary's": (
+        SERVICES,
+        CACHE,
+        CACHE.replace("cache:", "cache-canary:"),
+        "services.cache-canary: found this name; expected no name that ends in -canary",
+    ),
     "a service's name of one letter": (
         SERVICES,
         CACHE,

@@ -59,3 +59,11 @@ def test_take_replaces_an_earlier_one(services, snapshot):
     llm_snapshot.remove(snapshot)
     llm_snapshot.remove(snapshot)
     assert not snapshot.exists()
+
+
+def test_retain_keeps_the_last_ones(tmp_path):
+    for number in (2, 9, 10, 11):
+        (tmp_path / str(number) / "before").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    llm_snapshot.retain(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "11", "other"}

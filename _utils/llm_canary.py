@@ -1,0 +1,167 @@
+"""
+How a canary does beside what serves: the mesh's own counters and times, and what they come to.
+
+Plain functions on plain data. Counters are those of an Envoy since its start, so that what happened
+in between is the difference of two of them.
+"""
+
+import math
+import re
+import urllib.parse
+
+import llm_world
+
+FIRST = f"{llm_world.CANARY}-first"  # behind a service's name, the cluster of what a canary takes
+EARLY = 3  # errors of which so many are enough, whatever the time that is left
+NOISE = 25  # milliseconds by which two times may differ that mean the same
+NOTHING = {"requests": 0, "errors": 0, "times": {}}
+_STATISTIC = re.compile(r"cluster\.(.+?)\.(retry\.)?upstream_rq_(completed|4xx|5xx|time)")
+
+
+def question(service):
+    """
+    Return the path at an Envoy's administrative interface of the figures about ``service``.
+    """
+    clusters = f"{re.escape(service)}(-anywhere|-elsewhere|{FIRST})?"
+    wanted = rf"^cluster\.{clusters}\.(retry\.)?upstream_rq_(completed|4xx|5xx|time)$"
+    return f"/stats?format=json&histogram_buckets=cumulative&filter={urllib.parse.quote(wanted)}"
+
+
+def read(service, answer):
+    """
+    Return the figures in an Envoy's ``answer`` to `question`: ``{"old": counts, "canary": counts}``
+    with ``requests``, ``errors`` (answers of 400 and above, also those that were tried again) and
+    ``times``, ``{milliseconds: requests that took at most so long}``.
+    """
+    found = {"old": dict(NOTHING), "canary": dict(NOTHING)}
+    for each in answer.get("stats", ()):
+        for histogram in each.get("histograms", ()):
+            side, kind = _meant(service, histogram["name"])
+            if kind == "time":
+                buckets = {
+                    float(bucket["upper_bound"]): bucket["cumulative"]
+                    for bucket in histogram["buckets"]
+                }
+                found[side] = found[side] | {"times": _added(found[side]["times"], buckets)}
+        if "name" in each:
+            side, kind = _meant(service, each["name"])
+            counted = "requests" if kind == "completed" else "errors"
+            if kind and kind != "time":
+                found[side] = found[side] | {counted: found[side][counted] + each["value"]}
+    return found
+
+
+def _meant(service, name):
+    """Return which side a statistic is about, and which it is; ``None`` for another one."""
+    match = _STATISTIC.fullmatch(name)
+    if not match:
+        return None, None
+    return ("canary" if match[1] == f"{service}{FIRST}" else "old"), match[3]
+
+
+def _added(one, other):
+    return {key: one.get(key, 0) + other.get(key, 0) for key in one.keys() | other.keys()}
+
+
+def total(answers):
+    """
+    Return the figures of several hosts as one.
+    """
+    found = {"old": dict(NOTHING), "canary": dict(NOTHING)}
+    for answer in answers:
+        for side, counts in answer.items():
+            found[side] = {
+                "requests": found[side]["requests"] + counts["requests"],
+                "errors": found[side]["errors"] + counts["errors"],
+                "times": _added(found[side]["times"], _numbered(counts["times"])),
+            }
+    return found
+
+
+def _numbered(times):
+    """Return ``times`` with numbers for keys: JSON makes them texts on the way."""
+    return {float(bound): count for bound, count in times.items()}
+
+
+def since(before, now):
+    """
+    Return what happened from figures ``before`` to those of ``now``, with ``p99`` in milliseconds
+    (``None`` without requests) in place of ``times``.
+    """
+    found = {}
+    for side, counts in now.items():
+        old = before[side]
+        times = {
+            bound: count - old["times"].get(bound, 0) for bound, count in counts["times"].items()
+        }
+        found[side] = {
+            "requests": counts["requests"] - old["requests"],
+            "errors": counts["errors"] - old["errors"],
+            "p99": quantile(times, 0.99),
+        }
+    return found
+
+
+def quantile(times, share):
+    """
+    Return the milliseconds within which ``share`` of the requests ended, read between the bounds of
+    ``times`` as if they lay evenly there; ``None`` where there are none.
+    """
+    bounds = sorted(times)
+    whole = times[bounds[-1]] if bounds else 0
+    if not whole:
+        return None
+    below, before = 0.0, 0
+    for bound in bounds:
+        if times[bound] >= share * whole:
+            part = (share * whole - before) / max(1, times[bound] - before)
+            return below + (bound - below) * part
+        below, before = bound, times[bound]
+    return math.inf
+
+
+def flaws(found, errors, slower):
+    """
+    Return why a canary does worse than what serves, as sentences.
+
+    found
+        What `since` returned.
+    errors
+        Percentage points by which its share of errors may be higher.
+    slower
+        How many times as long its p99 may be.
+    """
+    old, canary, reasons = found["old"], found["canary"], []
+    shares = [each["errors"] / max(1, each["requests"]) * 100 for each in (old, canary)]
+    if shares[1] > shares[0] + errors:
+        reasons.append(
+            f"errors: found {canary['errors']} of {canary['requests']} ({shares[1]:.1f} %), "
+            f"expected at most {shares[0] + errors:.1f} %, that is {errors:g} above the old one's"
+        )
+    if None not in (old["p99"], canary["p99"]):
+        most = old["p99"] * slower + NOISE
+        if canary["p99"] > most:
+            reasons.append(
+                f"p99: found {canary['p99']:.0f} ms, expected at most {most:.0f} ms, that is "
+                f"{slower:g} times the old one's {old['p99']:.0f} ms"
+            )
+    return reasons
+
+
+def is_lost(found, errors):
+    """
+    Return whether a canary's errors are so many that nothing that is to come makes them good.
+    """
+    return found["canary"]["errors"] >= EARLY and bool(flaws(found, errors, math.inf))
+
+
+def words(found):
+    """
+    Return what `since` returned for people.
+    """
+
+    def side(counts):
+        p99 = "-" if counts["p99"] is None else f"{counts['p99']:.0f} ms"
+        return f"{counts['requests']} requests, {counts['errors']} errors, p99 {p99}"
+
+    return f"the canary {side(found['canary'])}; the old one {side(found['old'])}"

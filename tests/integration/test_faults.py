@@ -1,0 +1,184 @@
+"""
+What a deploy hangs on fails while it runs: its own process, minions, the master, what it deploys.
+Clients notice nothing, the end is told for what it is, and the next deploy makes it good.
+"""
+
+import itertools
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from tests.support.faults import completion, frozen
+from tests.support.operator import release, start, wait_for_another
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+PIDS = itertools.count(401)
+SLOW = {"min_healthy": "4s", "healthy_deadline": "60s"}  # long enough to be hit in mid-replace
+FAKE = """
+import http.server, json, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer({"status": "ok"})
+    def do_POST(self):
+        time.sleep(SECONDS)
+        self.answer({"what": "nonsense"})
+    def answer(self, found):
+        text = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_it_was(platform):
+    """At the end the pillar's own platform serves."""
+    path = platform.pillar / "environments" / "dev.sls"
+    with platform.changed(path, path.read_text()):
+        yield
+    release(platform)
+
+
+@pytest.fixture(autouse=True)
+def _converges(platform, client):
+    """After each fault the next deploy makes it good, and then there is nothing left to do."""
+    services = platform.services()
+    yield
+    release(platform)
+    assert platform.run("llm.plan").returncode == 0
+    assert platform.services() == services
+    assert completion(client)
+
+
+@pytest.fixture
+def before(platform):
+    """What runs while another rate-limiter is asked for, which takes some seconds."""
+    platform.change_service("rate-limiter", pids=next(PIDS), **SLOW)
+    return platform.containers()
+
+
+def fake(seconds):
+    """Return knobs of a model that is well, and that answers nonsense after so many seconds."""
+    return {"command": ["python", "-c", FAKE.replace("SECONDS", str(seconds))]}
+
+
+def in_mid_deploy(platform, before):
+    """Return a deploy that has come to where a new rate-limiter runs beside the old one."""
+    process = start(platform, "llm.deploy")
+    wait_for_another(platform, "rate-limiter", before)
+    return process
+
+
+def goes_back(platform, process, before, code=4):
+    """The deploy ends with ``code``, and what served before serves as it did, alone."""
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == code, said
+    assert "what served before serves again" in said
+    assert "Traceback" not in said
+    assert platform.containers().keys() == before.keys()
+    return said
+
+
+def test_minion_that_is_frozen_before(platform, client, before):
+    """As one that does not run; once it wakes up it hears of a deploy that is over."""
+    with frozen(platform.minion.pid):
+        said = release(platform, code=1)
+        assert completion(client)
+    assert said["result"] == "refused"
+    assert said["why"] == ["node1 does not answer: is its minion running?"]
+    number = said["number"]
+    until(lambda: known(platform)["number"] == number)
+    time.sleep(3)  # what comes late has its chance
+    assert known(platform)["state"] == "refused"
+    assert platform.containers() == before
+
+
+def test_minion_that_is_frozen_in_mid_deploy(platform, client, before):
+    """Nobody knows what it does; when it wakes up, what served before serves again."""
+    process = in_mid_deploy(platform, before)
+    with frozen(platform.minion.pid):
+        said, _ = process.communicate(timeout=240)
+        assert completion(client)
+    assert process.returncode == 6, said
+    assert "node1 does not answer: nobody knows what serves there" in said
+    assert "Traceback" not in said
+    until(lambda: known(platform)["state"] == "going back", 120)
+    until(lambda: platform.containers().keys() == before.keys(), 120)
+    assert completion(client)
+
+
+def test_minion_that_is_killed_in_mid_deploy(platform, client, before):
+    process = in_mid_deploy(platform, before)
+    platform.kill_minion()
+    goes_back(platform, process, before)
+    assert completion(client)
+
+
+def test_master_that_is_started_again_in_mid_deploy(platform, client, before):
+    process = in_mid_deploy(platform, before)
+    platform.master.terminate()
+    assert completion(client)
+    platform.master.start()
+    goes_back(platform, process, before)
+    assert completion(client)
+
+
+def test_deploy_that_is_ended_before_it_changes_anything(platform, client, before):
+    process = start(platform, "llm.deploy")
+    heard(process, "node1: preflight")
+    os.kill(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    assert "was refused" in said
+    assert platform.containers() == before
+    assert completion(client)
+
+
+def test_deploy_that_is_ended_during_its_verification(platform, client):
+    """By a signal it goes back; when it is killed, the next one goes back behind it."""
+    before = platform.containers()
+    with platform.service_changed("model-proxy", **fake(300)):
+        process = start(platform, "llm.deploy")
+        heard(process, "node1: outside.absent: done")
+        os.kill(process.pid, signal.SIGTERM)
+        goes_back(platform, process, before)
+        assert completion(client)
+        process = start(platform, "llm.deploy")
+        heard(process, "node1: outside.absent: done")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    with platform.service_changed("model-proxy", **fake(0)):
+        said = goes_back(platform, start(platform, "llm.deploy"), before)
+    assert "A client gets a completion" in said
+    assert completion(client)
+    found = json.loads(platform.run("llm.releases", "lines=2", "--out=json").stdout)["releases"]
+    assert [each["result"] for each in found] == ["taken back", "interrupted"]
+
+
+def heard(process, text):
+    """Return once ``process`` has said ``text``."""
+    lines = []
+    while not lines or text not in lines[-1]:
+        line = process.stdout.readline()
+        assert line, "".join(lines)
+        lines.append(line)
+
+
+def known(platform):
+    """Return what the host knows of the last deploy."""
+    return json.loads((platform.root / "deploy.json").read_text())
+
+
+def until(holds, seconds=60):
+    """Return once ``holds()``."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.2)
