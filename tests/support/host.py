@@ -41,7 +41,8 @@ THE_SYSTEMS = re.compile(
     r"|/usr/(lib|share)/python3?[^ ]*/__pycache__"
 )
 MIRROR = "http://deb.debian.org/debian"
-WRITABLE = "mount -o remount,rw /sys; mount -o remount,rw /proc/sys || test -w /proc/sys"
+SWITCH = "/proc/sys/net/ipv4/ip_forward"  # of which /proc/sys need be no mount of its own
+WRITABLE = f"mount -o remount,rw /sys; mount -o remount,rw /proc/sys || test -w {SWITCH}"
 BARE = ("python3", "make", "ca-certificates")
 # By number, as far as engines know them; where --privileged is refused, each is asked for by name.
 CAPABILITIES = """
