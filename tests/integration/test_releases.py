@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.faults import completion
-from tests.support.operator import release, start, wait_for_another
+from tests.support.operator import release, set_secret, site_changed, start, wait_for_another
 from tests.support.platform import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -85,6 +85,16 @@ def test_release_that_fails_is_taken_back(platform, client):
             platform.apply("rate-limiter")
             assert running(platform, "rate-limiter") != old
             assert completion(client)
+
+
+def test_release_with_a_new_password_is_taken_back(platform, client):
+    """What uses it can start only when the cache has its old one again."""
+    known = platform.containers().keys()
+    with site_changed(platform), platform.service_changed("tail", **SICK):
+        set_secret(platform, "cache.password", "of-a-release-that-fails")
+        release(platform, code=4)
+        assert platform.containers().keys() == known
+        assert completion(client)
 
 
 def test_bare_orchestration_takes_back_what_fails(platform, client):
