@@ -15,6 +15,7 @@ import llm_record
 import llm_release
 import llm_snapshot
 import llm_spec
+import llm_standstill
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_deploy"
@@ -53,7 +54,8 @@ def current():
 
 def fence(number):
     """
-    Return why a state run of deploy ``number`` must change nothing here, or ``None``.
+    Return why a state run of deploy ``number`` must change nothing here, or ``None``. It is asked
+    before every step, as what was true at the first may not be at the next.
 
     CLI Example:
 
@@ -61,6 +63,8 @@ def fence(number):
 
         salt '*' llm_deploy.fence 12
     """
+    if (seconds := llm_standstill.longest()) > llm_standstill.LIMIT:
+        return f"this host stood still for {seconds:.0f} s: who deploys may have given up"
     record = current()
     if not record or record["number"] < number:
         return None
