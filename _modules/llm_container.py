@@ -409,7 +409,7 @@ def execute(plan, heals=False):
     for operation in plan["operations"]:
         __salt__["llm_deploy.tell"](f"{operation['container']}: {operation['sentence']}")
     try:
-        execution = llm_execution.Execution(_engine(), _wait, _route, _drain)
+        execution = llm_execution.Execution(_engine(), _wait, _route, _drain, _permit)
         done = execution.carry_out(plan["operations"])
     finally:
         __context__.pop(LISTED, None)
@@ -443,6 +443,13 @@ def tidy(service):
     parts = [json.loads(each["Labels"].get(llm_world.PARTS, "{}")) for each in ours]
     mounted = {mount["source"] for found in parts for mount in found.get("mounts", ())}
     __salt__["llm_files.clear"](service, mounted)
+
+
+def _permit():
+    """Go on only as long as the deploy that this run belongs to does."""
+    deploy = __pillar__.get("llm_deploy")
+    if deploy and (why := __salt__["llm_deploy.fence"](deploy)):
+        raise CommandExecutionError(why)
 
 
 def _wait(container, check, **seconds):

@@ -15,6 +15,7 @@ import llm_record
 import llm_release
 import llm_snapshot
 import llm_spec
+import llm_standstill
 import llm_watch
 from salt.exceptions import CommandExecutionError
 
@@ -57,7 +58,8 @@ def current():
 
 def fence(number):
     """
-    Return why a state run of deploy ``number`` must change nothing here, or ``None``.
+    Return why a state run of deploy ``number`` must change nothing here, or ``None``. It is asked
+    before every step, as what was true at the first may not be at the next.
 
     CLI Example:
 
@@ -65,6 +67,8 @@ def fence(number):
 
         salt '*' llm_deploy.fence 12
     """
+    if (seconds := llm_standstill.longest()) > llm_standstill.LIMIT:
+        return f"this host stood still for {seconds:.0f} s: who deploys may have given up"
     record = current()
     if not record or record["number"] < number:
         return None

@@ -26,14 +26,16 @@ class Execution:
     """
     A plan's execution on ``engine``. ``wait(container, check=..., **seconds)`` returns once a
     container is healthy, ``route(service, addresses)`` sends traffic, ``drain(container, timeout,
-    admin, routed)`` lets one finish; all raise ``CommandExecutionError`` when they cannot.
+    admin, routed)`` lets one finish, ``permit()`` is asked before each step; all raise
+    ``CommandExecutionError`` when they cannot, or it must not be.
     """
 
-    def __init__(self, engine, wait, route, drain):
+    def __init__(self, engine, wait, route, drain, permit=lambda: None):
         self.engine = engine
         self.wait = wait
         self.route = route
         self.drain = drain
+        self.permit = permit
 
     def carry_out(self, operations):
         """
@@ -85,6 +87,7 @@ class Execution:
         back = []
         try:
             for step in operation["steps"]:
+                self.permit()
                 self._step(step, end)
                 back[:0] = step["undo"]
         except CommandExecutionError as err:

@@ -97,26 +97,6 @@ def test_a_deploy_whose_command_is_ended(platform, client, number):
         assert completion(client)
 
 
-def test_a_minion_that_is_killed_in_mid_deploy(platform, client):
-    """Taken back or not, as soon as the minion is there again: the next deploy converges."""
-    since, old = time.time(), platform.container("rate-limiter")
-    with platform.service_changed("rate-limiter", pids=320, **DELAY):
-        process = _started(platform, "salt-run", "state.orchestrate", "orch.deploy")
-        _wait_for_event(platform, "rate-limiter", "start", since)
-        platform.kill_minion()
-        code, said = process.wait(timeout=120), process.stdout.read()
-        assert code == 1, said
-        assert completion(client)
-        platform.deploy()
-        after = platform.containers()
-        assert old not in after
-        assert platform.services().count("rate-limiter") == 1
-        assert platform.apply("rate-limiter") == {}
-        platform.deploy()
-        assert platform.containers() == after
-        assert completion(client)
-
-
 MOMENTS = [  # (service, event): a container is made, but not yet started, and so on
     ("rate-limiter", "create"),
     ("rate-limiter", "start"),

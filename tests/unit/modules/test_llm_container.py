@@ -457,6 +457,21 @@ def test_plan_mends_what_was_done_by_hand(host, drift, said):
     assert list(host.state().values()).count("running") == 1
 
 
+def test_execute_goes_no_further_than_its_deploy(host):
+    """It ends between two steps: what was done of the operation goes back."""
+    host.apply(HEAD)
+    fences = iter([None, None, None, "deploy 7 has ended"])
+    fence = create_autospec(llm_deploy.fence, side_effect=lambda number: next(fences))
+    llm_container_module.__salt__["llm_deploy.fence"] = fence
+    llm_container_module.__pillar__["llm_deploy"] = 7
+    done = host.apply(HEAD | {"memory": "1g"})
+    assert done["changes"] == {}
+    (error,) = done["errors"]
+    assert "deploy 7 has ended\nIt was taken back: llm-head-1-g1 serves as before" in error
+    assert host.state()["llm-head-1-g1"] == "running"
+    assert list(host.state().values()).count("running") == 1
+
+
 def test_plan_leaves_an_address_to_who_has_taken_it(host):
     host.apply(HEAD)
     host.engine.kill("llm-head-1-g1")

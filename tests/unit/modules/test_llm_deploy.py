@@ -3,6 +3,7 @@ from unittest.mock import create_autospec
 
 import llm_engine
 import llm_spec
+import llm_standstill
 import llm_watch
 import pytest
 from salt.exceptions import CommandExecutionError
@@ -136,6 +137,12 @@ def test_fence(llm_deploy, number, end, words):
     if words:
         with pytest.raises(CommandExecutionError, match=words):
             llm_deploy.begin(number)
+
+
+def test_fence_of_a_host_that_stood_still(llm_deploy, monkeypatch):
+    llm_deploy.begin(7)
+    monkeypatch.setattr(llm_standstill, "longest", lambda: 74.2)
+    assert llm_deploy.fence(7) == "this host stood still for 74 s: who deploys may have given up"
 
 
 def test_deploy_that_was_called_off_changes_nothing(llm_deploy, tmp_path):
