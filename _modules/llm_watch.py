@@ -93,8 +93,8 @@ class _Watch:
         for service in self.deployed:
             mine = [each for each in containers if each["service"] == service]
             self.attend(service, plans[service], mine)
-        restarts = self.restarts(containers)
-        self.keep(restarts)
+        # Of what was started just now, none of the restarts is missed.
+        self.keep(self.restarts(__salt__["llm_container.list"]()))
         return min(self.again, default=None)
 
     def keep(self, restarts):

@@ -286,7 +286,8 @@ class _Planner:
         known = self.world.networks
         if not found.live and known is not None and known.get(network) != end["id"]:
             reasons.append(f"network {network} was made anew")
-        if not found.live and (holder := self.world.addresses.get(end["address"])):
+        holder = self.world.addresses.get(end["address"])
+        if not found.live and holder not in (None, "", found.name):  # it may have ended just now
             reasons.append(f"container {holder} has taken its address")
         if block and not _within(end["address"], block):
             reasons.append(f"its address on network {network} is not of {block}")

@@ -106,7 +106,7 @@ def test_nothing_is_done_during_a_state_run(platform, tmp_path, history):
     hold.touch()
     script.write_text(f"touch {begun}; while test -e {hold}; do sleep 0.2; done")
     arguments = ["state.single", "cmd.run", f"sh {script}"]
-    name = platform.container("rate-limiter")
+    name = platform.container("model-proxy")
     run = subprocess.Popen(
         platform.command("salt-call", platform.minion.config_dir, arguments),
         cwd=platform.folder, stdout=subprocess.DEVNULL,
@@ -125,8 +125,8 @@ def test_nothing_is_done_during_a_state_run(platform, tmp_path, history):
 
 
 def test_what_is_in_maintenance_is_left_alone(platform, history):
-    name = platform.container("rate-limiter")
-    platform.run("llm.maintenance", "rate-limiter", "reason=a closer look", "hours=1")
+    name = platform.container("cache")
+    platform.run("llm.maintenance", "cache", "reason=a closer look", "hours=1")
     try:
         docker("kill", name)
         (entry,) = _wait_for(history)
@@ -136,7 +136,7 @@ def test_what_is_in_maintenance_is_left_alone(platform, history):
         assert "a closer look" in platform.run("llm.status", check=False).stdout
         assert not _runs(name)
     finally:
-        platform.run("llm.maintenance", "rate-limiter", "end=True")
+        platform.run("llm.maintenance", "cache", "end=True")
     _wait_for(lambda: [each["result"] for each in history()][1:] == ["done"])
     assert _runs(name)
 

@@ -364,6 +364,25 @@ def test_a_crash_loop_is_told_once_and_not_fed(
     assert llm_watch.notes() == {}
 
 
+def test_a_crash_loop_of_what_was_started_just_now(
+    llm_watch, plans, containers, execute, history, clock, described
+):
+    containers[:] = [container(state="exited")]
+    plans["head"] = START
+
+    def start(plan, heals):
+        containers[:] = [container(restarts=0)]
+        return {"changes": {}, "errors": []}
+
+    execute.side_effect = start
+    llm_watch.look()
+    plans["head"] = NOTHING
+    containers[:] = [container(state="restarting", restarts=5)]
+    clock.now += 3
+    llm_watch.look()
+    assert [each["seen"] for each in history()] == ["it was killed", f"crash loop: {described}"]
+
+
 def test_a_crash_loop_in_maintenance_is_told_when_that_is_over(
     llm_watch, containers, clock, history, described
 ):
