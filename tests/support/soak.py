@@ -86,10 +86,10 @@ class Soak:
 
     def run(self, minutes, number=0):
         """Take steps until ``minutes`` are over, or as many as ``number`` says if it says any."""
-        end = time.monotonic() + minutes * 60
         self.platform.change_service("rate-limiter", pids=299)
         self.release()
         self.first = self.releases.current()["number"]
+        end = time.monotonic() + minutes * 60
         try:
             for step in steps(self.seed):
                 if step.number > number if number else time.monotonic() >= end:
