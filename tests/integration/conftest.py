@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.platform import Platform
 
+pytest.register_assert_rewrite("tests.support.invariants", "tests.support.soak")
 logging.raiseExceptions = False  # the daemons log after pytest has closed its streams
 
 
