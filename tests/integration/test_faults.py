@@ -131,7 +131,7 @@ def test_master_that_is_started_again_in_mid_deploy(platform, client, before):
 
 def test_container_that_falls_sick_after_its_gate(platform, client, before):
     """It was well for long enough, and is not any more when the later tiers come."""
-    platform.change_service("rate-limiter", healthy_deadline="15s", progress_deadline="30s")
+    platform.change_service("rate-limiter", healthy_deadline="15s")
     process = in_mid_deploy(platform, before)
     (new,) = platform.containers().keys() - before.keys()
     heard(process, "node1: tail.running")
