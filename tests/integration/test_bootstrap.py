@@ -212,20 +212,6 @@ def test_engine_fails_in_mid_deploy(host, up, fault):
     serves_once(host, new)
 
 
-def test_host_goes_down_in_mid_deploy(host, up, make):
-    """All its processes end at once; what comes up is one generation, and no parked one."""
-    change(host, 600)
-    before = deploy_until_it_replaces(host)
-    host.reboot()
-    code, output = make("up")
-    assert code == 0, output
-    serves_once(host, host.containers().keys() - before.keys())
-    found = json.loads(
-        host.run(".venv/bin/salt-run llm.releases lines=3 --out=json", folder=CHECKOUT)
-    )
-    assert "interrupted" in {each["result"] for each in found["releases"]}
-
-
 def test_down_keeps_data_and_an_interrupted_up_is_gone_on_with(host, up, make, containers):
     keys = host.run("sha256sum /var/lib/llm/services/*/tls/*.pem")
     code, output = make("down")

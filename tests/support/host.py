@@ -39,7 +39,6 @@ THE_SYSTEMS = re.compile(
     r"|/usr/(lib|share)/python3?[^ ]*/__pycache__"
 )
 MIRROR = "http://deb.debian.org/debian"
-WRITABLE = "mount -o remount,rw /sys; mount -o remount,rw /proc/sys || test -w /proc/sys"
 BARE = ("python3", "make", "ca-certificates")
 # By number, as far as engines know them; where --privileged is refused, each is asked for by name.
 CAPABILITIES = """
@@ -131,20 +130,13 @@ class Host:
         )
         self.container = self.client.containers.get(created["Id"])
         self.container.start()
-        self.run(f"{WRITABLE}; mkdir -p /etc/docker")
+        self.run("mount -o remount,rw /sys; mount -o remount,rw /proc/sys; mkdir -p /etc/docker")
         self.write("/etc/docker/daemon.json", f'{{"cgroup-parent": "/{self.name}"}}')
         extra = pathlib.Path("/usr/local/share/ca-certificates")
         if extra.is_dir() and any(extra.iterdir()):
             self.copy(extra, "/usr/local/share/ca-certificates")
             self.run("update-ca-certificates")
         return self
-
-    def reboot(self):
-        """Cut its power and turn it on again; what runs on it by itself does not."""
-        self.container.kill()
-        self.container.wait()
-        self.container.start()
-        self.run(WRITABLE)
 
     def execute(self, command, environment=None, folder=None):
         """Run ``command`` in a shell; return its exit code and its output, both streams as one."""
