@@ -97,9 +97,9 @@ def begin(number, what):
     if problems:
         # Who has begun ends it; who is frozen and begins late finds that it is over.
         told, _ = _ask(_hosts(), "llm_deploy.call_off", number, timeout=1)
-        _end(number, llm_release.REFUSED, problems)
         # Hosts may know of later deploys than a lock whose file was lost.
-        _lock().free(last=max(answer for answer in (number, *told.values()) if not _failed(answer)))
+        last = max(answer for answer in (number, *told.values()) if not _failed(answer))
+        _end(number, llm_release.REFUSED, problems, last)
         raise CommandExecutionError("\n".join(problems))
 
 
@@ -302,11 +302,11 @@ def _is_mine(number):
     return running and (lock.is_mine() or not lock.holder())
 
 
-def _end(number, result, why=(), **more):
-    """Record how release ``number`` has ended, and free the lock."""
+def _end(number, result, why=(), last=0, **more):
+    """Record how release ``number`` has ended, and free the lock: see there for ``last``."""
     releases = _releases()
     releases.write(llm_release.ended(releases.read(number), result, why, **more))
-    _lock().free()
+    _lock().free(last)
 
 
 def _hosts():

@@ -31,11 +31,13 @@ def test_records_that_are_damaged(platform, client):
         for name in ("salt/lock.json", "salt/releases/000000.json", "deploy.json"):
             path = platform.root / name
             path.write_text("{")
-            said = json.dumps(release(platform, code=1))
+            try:
+                said = json.dumps(release(platform, code=1))
+            finally:
+                path.unlink()
             assert f"{path} is damaged: " in said
             assert "; remove it" in said
             assert "Traceback" not in said
-            path.unlink()
         assert platform.containers() == before
         assert completion(client)
     release(platform)

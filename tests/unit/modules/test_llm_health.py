@@ -242,6 +242,23 @@ def test_wait_for_what_has_just_started_takes_min_healthy(llm_health, inspect, h
     assert http.call_count >= 4
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_wait_while_the_clock_jumps(llm_health, inspect, http, monkeypatch, hours):
+    """It is well for as long as it must be, and no deadline is over because of that."""
+    clock, good = time.time, {"ok": True, "answer": "200"}
+
+    def answer(*_, **__):
+        monkeypatch.setattr(time, "time", lambda: clock() + hours * 3600)
+        return good
+
+    inspect.return_value = found(started=now())
+    http.side_effect = lambda *_, **__: answer() if http.call_count > 1 else good
+    start = time.monotonic()
+    assert llm_health.wait({"http": "/"}, container="x", min_healthy=0.5) == "200"
+    assert time.monotonic() - start > 0.45
+    assert time.time() - clock() == pytest.approx(hours * 3600, abs=1)
+
+
 def test_wait_starts_anew_with_each_flip(llm_health, http):
     bad = {"ok": False, "answer": "503"}
     good = {"ok": True, "answer": "200"}
