@@ -15,6 +15,9 @@ import pytest
 import yaml
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+ON_THE_SECOND = (  # about half of the time that tests of a deployed platform take
+    "test_damage", "test_faults", "test_knobs", "test_replacing", "test_soak", "test_watch",
+)  # fmt: skip
 SECRETS = {
     "cache": {"password": "canary-cache-password"},
     "head": {"key": "canary-head-key"},
@@ -103,11 +106,13 @@ def pillar_root(repository, tmp_path):
 def pytest_collection_modifyitems(items):
     """
     Keep together, in one of the processes that run the tests side by side, what shares something
-    expensive: the tests of the deployed platform, and otherwise those of one file.
+    expensive: the tests of a deployed platform, of which there are two, and otherwise those of one
+    file.
     """
     for item in items:
         folder, *_ = item.path.relative_to(REPOSITORY / "tests").parts
         if folder != "unit":
             deployed = folder == "integration" and "platform" in item.fixturenames
-            group = "platform" if deployed else str(item.path)
+            platform = "second platform" if item.path.stem in ON_THE_SECOND else "platform"
+            group = platform if deployed else str(item.path)
             item.add_marker(pytest.mark.xdist_group(group))

@@ -13,7 +13,7 @@ from .installation import PYTHON, REPOSITORY, VENV, Installation
 from .progress import Failure, Progress, run
 
 SUITES = ("integration", "functional", "unit")  # the longest first
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadgroup")  # tests/conftest.py says what stays together
+SIDE_BY_SIDE = ("-n", "3", "--dist", "loadgroup")  # tests/conftest.py says what stays together
 SALT = """\
 file_client: local
 file_roots: {{base: [{repository}/salt]}}

@@ -5,6 +5,7 @@ driven by real daemons of pytest-salt-factories with the configuration that `mak
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -26,6 +27,7 @@ PLACES = (  # and the like, upon which pytest-salt-factories decides
     "root_dir", "pki_dir", "cachedir", "sock_dir", "pidfile", "extension_modules", "log_file",
     "key_logfile", "master_port", "publish_port", "ret_port", "interface", "master", "auto_accept",
 )  # fmt: skip
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # no network is that of two
 COMPILED = shutil.ignore_patterns("__pycache__")
 
 
@@ -54,7 +56,7 @@ def copy_pillar(folder, **changes):
         "salt": {"publish_port": free_port(), "return_port": free_port()},
         "network": {
             "name": f"{name}-network",
-            "subnet": f"10.{random.randrange(100, 200)}.0.0/20",
+            "subnet": f"10.{100 + random.randrange(10) * 10 + WORKER % 10}.0.0/20",
         },
         **changes,
     }
@@ -103,9 +105,8 @@ class Platform:
 
     @contextlib.contextmanager
     def started(self):
-        """Run the daemons, the watch held off; leave nothing behind."""
+        """Run the daemons, the watch held off; leave nothing behind but images."""
         self.root.mkdir(mode=0o711)
-        before = _images()
         try:
             self.run("llm.secret", "generate")
             with self.master.started(), self.minion.started():
@@ -113,8 +114,6 @@ class Platform:
                 yield self
         finally:
             self.remove()
-            for image in _images() - before:
-                subprocess.run(["docker", "rmi", "-f", image], capture_output=True, check=False)
 
     def remove(self):
         """Take everything of this installation off the machine."""
@@ -253,9 +252,10 @@ def docker(*arguments):
     ).stdout.strip()
 
 
-def _images():
-    """Return the ids of the platform's images."""
-    return set(docker("image", "ls", "-q", "--filter", "label=llm.image").split())
+def images():
+    """Return the ids of the platforms' images, none where no engine answers."""
+    command = ["docker", "image", "ls", "-q", "--filter", "label=llm.image"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=False).stdout.split())
 
 
 def changes(states):
