@@ -9,6 +9,8 @@ from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_retention"
 
+UNNAMED = "<none>:<none>"  # what engines before 24 call an image without a name
+
 
 def __virtual__():
     return __virtualname__
@@ -94,7 +96,7 @@ def _images(going):
         reference: image["Size"]
         for image in builder.images(label=[llm_builder.LABEL])
         for reference in image["RepoTags"] or ()
-        if image["Id"] not in needed and reference not in wanted
+        if image["Id"] not in needed and reference not in {*wanted, UNNAMED}
     }
 
 

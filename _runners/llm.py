@@ -226,12 +226,12 @@ def _chosen(services, known):
     return names
 
 
-def _foreseen(names):
+def _foreseen(names, timeout=PATIENCE):
     """Return what every host foresees of the services called ``names``, and what that comes to."""
     hosts = list(_pillar()["site"]["hosts"])
     arguments = {"services": names}
-    there = _refreshed(hosts, timeout=PATIENCE)
-    answers = _answers(there, "llm_change.foreseen", timeout=PATIENCE, **arguments)
+    there = _refreshed(hosts, timeout=timeout)
+    answers = _answers(there, "llm_change.foreseen", timeout=timeout, **arguments)
     found = {host: _good(answers.get(host)) for host in hosts}
     problems = [
         problem if problem.startswith(f"{host}: ") else f"{host}: {problem}"
@@ -758,7 +758,7 @@ def _announced(pillar, progress):
 
     Raises ``SaltInvocationError`` when a canary has nothing to try.
     """
-    data = _foreseen(pillar["llm_services"])
+    data = _foreseen(pillar["llm_services"], timeout=15)  # who is silent is missed later on
     progress.say(f"plan: {llm_report.outcome(data['summary'], data['problems'])}")
     hosts = data["hosts"]
     if canary_ := pillar.get("llm_canary"):

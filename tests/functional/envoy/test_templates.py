@@ -36,12 +36,17 @@ def platforms(pillar, hosts):
     return [llm_catalogue.platform(pillar, host) for host in HOSTS[hosts]]
 
 
+def canaries(platform):
+    """Return the names under which canaries have their endpoint files."""
+    return [f"{name}-canary" for name in llm_catalogue.canaries(platform["services"])]
+
+
 @pytest.mark.parametrize(("environment", "hosts"), CASES)
 def test_every_envoy_takes_its_files(environment, hosts, compile_pillar, tmp_path):
     certificates.Authority().issue(tmp_path / "tls", "localhost")
     (tmp_path / "endpoints").mkdir()
     for platform in platforms(compile_pillar(environment), hosts):
-        for name in platform["services"]:
+        for name in [*platform["services"], *canaries(platform)]:
             (tmp_path / f"endpoints/{name}.yaml").write_text("resources: []")
         for name in ("mesh", "ingress", "tail"):
             folder = tmp_path / platform["host"] / name

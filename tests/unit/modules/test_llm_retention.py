@@ -25,6 +25,7 @@ def builder(monkeypatch):
         {"Id": str(number), "RepoTags": [f"llm/head:{number}"], "Size": number}
         for number in (1, 2, 3, 4)
     ]
+    builder.images.return_value.append({"Id": "5", "RepoTags": ["<none>:<none>"], "Size": 5})
     monkeypatch.setattr(llm_retention_module, "_builder", lambda: builder)
     return builder
 
