@@ -120,6 +120,9 @@ def test_a_template_that_cannot_be_rendered(platform):
         assert "Traceback" not in said
 
 
+LIMITER = "ratelimit /etc/llm/settings.env"
+
+
 @pytest.mark.parametrize(
     ("service", "knobs", "words"),
     [
@@ -132,9 +135,16 @@ def test_a_template_that_cannot_be_rendered(platform):
         pytest.param(
             "rate-limiter",
             {
-                "command": ["sh", "-c", "ratelimit /etc/llm/settings.env & sleep 2; exit 3"],
+                "command": ["sh", "-c", f"{LIMITER} & sleep 1; kill -STOP $!; sleep 600"],
+                "healthy_deadline": "9s",
                 "min_healthy": "5s",
             },
+            "it was not well for 5 s on end within 9 s",
+            id="sick-after-a-second",
+        ),
+        pytest.param(
+            "rate-limiter",
+            {"command": ["sh", "-c", f"{LIMITER} & sleep 2; exit 3"], "min_healthy": "5s"},
             "it crashes and is started again: exit code 3",
             id="flapping",
         ),
@@ -154,6 +164,17 @@ def test_a_container_that_does_not_become_healthy(platform, client, service, kno
     assert words in said
     assert f"It was taken back: {platform.container(service)} serves as before" in said
     assert platform.apply(f"{service}.running") == {}
+
+
+def test_a_slow_start_within_its_deadline(platform, client):
+    knobs = {"command": ["sh", "-c", f"sleep 4; exec {LIMITER}"], "healthy_deadline": "60s"}
+    old = platform.container("rate-limiter")
+    with platform.service_changed("rate-limiter", **knobs):
+        assert list(platform.apply("rate-limiter.running")) == ["rate-limiter is running"]
+        assert platform.container("rate-limiter") != old
+        assert completion(client)
+        assert platform.apply("rate-limiter.running") == {}
+    _converges(platform, "rate-limiter.running")
 
 
 def test_an_image_that_does_not_exist(platform, client):
