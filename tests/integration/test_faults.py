@@ -95,9 +95,7 @@ def test_minion_that_is_frozen_before(platform, client, before):
     assert said["result"] == "refused"
     assert said["why"] == ["node1 does not answer: is its minion running?"]
     number = said["number"]
-    until(lambda: known(platform)["number"] == number, 180)
-    time.sleep(3)  # what comes late has its chance
-    assert known(platform)["state"] == "refused"
+    until(lambda: [known(platform)[key] for key in ("number", "state")] == [number, "refused"], 180)
     assert platform.containers() == before
 
 
