@@ -55,14 +55,17 @@ def _wait_for_event(platform, service, action, since, timeout=120):
 
 
 def _end(process, number):
-    """Send a signal to the whole group of a process; return its exit code and what it said."""
+    """
+    Send a signal to a process; return its exit code and what it said. One of Salt's own that says
+    that it exits, and does not, is killed, as its user would do.
+    """
     process.send_signal(number)
     try:
         said, _ = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+        assert "Exiting gracefully" in said
     return process.returncode, said
 
 
