@@ -74,22 +74,22 @@ def address(engine):
 def test_container_that_runs(start, gate):
     ret = gate("container", start("sleep 60"), min_healthy=0.5)
     assert ret["result"] is True
-    assert 0.3 < ret["seconds"] < 2
+    assert ret["seconds"] > 0.3
 
 
 def test_container_that_has_run_for_longer_is_not_waited_for(start, gate):
     name = start("sleep 60")
-    time.sleep(1)
-    ret = gate("container", name, min_healthy=1)
+    time.sleep(3)
+    ret = gate("container", name, min_healthy=3)
     assert ret["result"] is True
-    assert ret["seconds"] < 0.2
+    assert ret["seconds"] < 2
 
 
 def test_container_that_crashes_at_half_a_second(start, gate):
     name = start(f"echo password {SECRET}; sleep .5; exit 3")
     ret = gate("container", name, min_healthy=10, healthy_deadline=60)
     assert ret["result"] is False
-    assert ret["seconds"] < 3
+    assert ret["seconds"] < 10
     lines = ret["comment"].splitlines()
     assert lines[0] == f"{name} is not healthy: it crashes and is started again: exit code 3"
     assert "exit code 3, restarts 1" in lines[1]
@@ -102,14 +102,14 @@ def test_container_that_crashes_at_half_a_second(start, gate):
 def test_container_that_crashes_at_eight_seconds(start, gate):
     ret = gate("container", start("sleep 8; exit 4"), min_healthy=10)
     assert ret["result"] is False
-    assert 6 < ret["seconds"] < 11
+    assert 6 < ret["seconds"] < 30
     assert "it crashes and is started again: exit code 4" in ret["comment"]
 
 
 def test_container_that_has_exited(start, gate):
     ret = gate("container", start("exit 5", restart="no"))
     assert ret["result"] is False
-    assert ret["seconds"] < 1
+    assert ret["seconds"] < 10
     assert "it has exited: exit code 5" in ret["comment"]
     assert "(exited, exit code 5, restarts 0)" in ret["comment"]
 
@@ -119,7 +119,7 @@ def test_container_that_runs_out_of_memory(start, gate, restart):
     fill = "sleep .3; x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"
     ret = gate("container", start(f"exec sh -c '{fill}'", restart, 32 << 20), min_healthy=5)
     assert ret["result"] is False
-    assert ret["seconds"] < 5
+    assert ret["seconds"] < 30
     assert "is not healthy: killed: out of memory (limit 32m)" in ret["comment"]
     assert "exit code 137, out of memory (limit 32m)" in ret["comment"]
 
@@ -131,7 +131,7 @@ def test_container_that_was_never_started(site, engine, image, gate):
         engine.start(name)
     ret = gate("container", name)
     assert ret["result"] is False
-    assert ret["seconds"] < 1
+    assert ret["seconds"] < 10
     assert "it was not started: " in ret["comment"]
     assert "/bin/nix" in ret["comment"]
 
@@ -139,7 +139,7 @@ def test_container_that_was_never_started(site, engine, image, gate):
 def test_container_that_is_missing(site, gate):
     ret = gate("container", f"{site.name}-nix")
     assert ret["result"] is False
-    assert ret["seconds"] < 1
+    assert ret["seconds"] < 10
     assert ret["comment"].startswith(f"{site.name}-nix is not healthy: there is no such container")
 
 
@@ -155,15 +155,17 @@ def test_http_that_nobody_answers(gate):
     ]
 
 
-@pytest.mark.parametrize(("delay", "result"), [(0.7, True), (2.5, False)])
-def test_http_of_a_slow_start(start, gate, address, delay, result):
+@pytest.mark.parametrize(
+    ("delay", "deadline", "result"), [(0.7, 20, True), (20, 1.8, False)], ids=["within", "beyond"]
+)
+def test_http_of_a_slow_start(start, gate, address, delay, deadline, result):
     name = start(f"sleep {delay}; {SERVE}")
-    times = {"min_healthy": 0.4, "healthy_deadline": 1.8}
+    times = {"min_healthy": 0.4, "healthy_deadline": deadline}
     url = f"http://{address(name)}/health"
     ret = gate("http", "it answers", **http_gate(name, url=url, **times))
     assert ret["result"] is result, ret["comment"]
     if not result:
-        assert 1.7 < ret["seconds"] < 2.5
+        assert 1.7 < ret["seconds"] < 10
         assert "it was not well for 0.4 s on end within 1.8 s" in ret["comment"]
         assert f"check: GET {url}" in ret["comment"]
         assert "(running, restarts 0)" in ret["comment"]
@@ -279,6 +281,6 @@ def test_healthy_without_its_containers_and_image(catalogue, gate):
     catalogue(SERVE)
     ret = gate("healthy", "head")
     assert ret["result"] is False
-    assert ret["seconds"] < 1
+    assert ret["seconds"] < 10
     text = "head is not healthy: 1 of 2 replicas are on this host"
     assert ret["comment"] == f"{text}, and its image {MISSING} is missing"
