@@ -17,6 +17,7 @@ import llm_snapshot
 import llm_spec
 import llm_standstill
 import llm_watch
+from llm_world import LIVE
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_deploy"
@@ -385,7 +386,7 @@ def _serving():
     except CommandExecutionError:  # no engine yet
         return found
     for each in listed:  # the newest generation comes last
-        if each["state"] in ("running", "restarting", "paused"):
+        if each["state"] in LIVE:
             found.setdefault(each["service"], {})[str(each["replica"])] = {
                 "container": each["name"],
                 "digest": each["spec"],

@@ -14,11 +14,11 @@ import llm_diagnosis
 import llm_engine
 import llm_record
 import llm_watch
+from llm_world import LIVE
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_watch"
 
-LIVE = ("running", "restarting", "paused")
 AGAIN = 5  # seconds until the next look while others are at work
 HELD = 10  # seconds until the next look for the end of what was asked to be left alone
 LONGEST = 300  # characters of an error that are kept

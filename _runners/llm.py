@@ -68,10 +68,23 @@ def _told(command):
     def told(*arguments, **keywords):
         try:
             return command(*arguments, **keywords)
+        except llm_lock.Locked as err:
+            return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
         except MISTAKES as err:
             return _answer({"error": str(err)}, str(err), retcode=1)
 
     return told
+
+
+def _sound(command):
+    """Make a command answer with the mistakes that stand in ``pillar/``, where there are any."""
+
+    @functools.wraps(command)
+    def sound(*arguments, **keywords):
+        mistakes = _reviewed()
+        return _verdict(mistakes) if mistakes else command(*arguments, **keywords)
+
+    return sound
 
 
 def check():
@@ -189,6 +202,7 @@ def status():
 
 
 @_told
+@_sound
 def plan(services=None):
     """
     Show what a deploy would do, and why: on every host, for each service and replica, with what
@@ -211,8 +225,6 @@ def plan(services=None):
     "problems": [sentence], "summary": ...}`` with each host as `llm_change.foreseen` returns it and
     ``summary`` as `llm_outlook.summary` does; after a mistake in the pillar that of `check`.
     """
-    if mistakes := _reviewed():
-        return _verdict(mistakes)
     data = _foreseen(_chosen(services, _pillar()["services"]))
     retcode = 1 if data["problems"] else 2 if data["summary"]["changes"] else 0
     return _answer(data, llm_report.plan(data), retcode=retcode)
@@ -318,6 +330,7 @@ def verify(model=None, client="default"):
 
 
 @_told
+@_sound
 def deploy(services=None, version=None, wait=0, test=False):
     """
     Deploy what the pillar says, and tell all the time what happens: ``salt-run state.orchestrate
@@ -351,8 +364,6 @@ def deploy(services=None, version=None, wait=0, test=False):
     failed and not taken back, 6 unknown. JSON: the record of the release as `release` returns it,
     ``null`` where nothing was changed.
     """
-    if mistakes := _reviewed():
-        return _verdict(mistakes)
     known = _pillar()["services"]
     names = _chosen(services, known)
     knobs = llm_knob.versions(version, known)
@@ -361,6 +372,7 @@ def deploy(services=None, version=None, wait=0, test=False):
 
 
 @_told
+@_sound
 def scale(service, replicas, wait=0, test=False):
     """
     Have another number of replicas of a service on each host that carries it. The number is written
@@ -381,14 +393,13 @@ def scale(service, replicas, wait=0, test=False):
 
     Exit code and JSON: as of `deploy`.
     """
-    if mistakes := _reviewed():
-        return _verdict(mistakes)
     llm_knob.known(service, _pillar()["services"])
     knobs, what = {service: {"replicas": replicas}}, f"scale {service} to {replicas}"
     return _release("orch.deploy", wait, test, knobs, llm_services=[service], llm_what=what)
 
 
 @_told
+@_sound
 def canary(service, weight=10, window=60, errors=1, slower=2, least=20, version=None, wait=0):
     """
     Try what the pillar wants of a service before it takes the place of what serves: a canary on
@@ -419,8 +430,6 @@ def canary(service, weight=10, window=60, errors=1, slower=2, least=20, version=
 
     Exit code and JSON: as of `deploy`.
     """
-    if mistakes := _reviewed():
-        return _verdict(mistakes)
     known = _pillar()["services"]
     possible = llm_catalogue.canaries(known)
     if service not in possible:
@@ -438,6 +447,7 @@ def canary(service, weight=10, window=60, errors=1, slower=2, least=20, version=
 
 
 @_told
+@_sound
 def rollback(number=None, force=False, wait=0, test=False):
     """
     Let an earlier release serve again, or a later one: by a start of the containers that are kept,
@@ -460,8 +470,6 @@ def rollback(number=None, force=False, wait=0, test=False):
     What the pillar says, and was gone back from, does not come again of itself: edit the pillar, or
     deploy. Exit code and JSON: as of `deploy`.
     """
-    if mistakes := _reviewed():
-        return _verdict(mistakes)
     target = _releases().target(number, force)
     return _release("orch.rollback", wait, test, llm_release=target["number"])
 
@@ -535,20 +543,15 @@ def prune(keep=None, test=False):
     """
     if keep is not None and not (isinstance(keep, int) and keep > 0):
         raise SaltInvocationError(f"keep: found {keep}, expected a number from 1 on")
-    hosts, lock_ = list(_pillar()["site"]["hosts"]), _lock()
-    if not test:
-        try:
-            lock_.take("prune")
-        except llm_lock.Locked as err:
-            return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
-    try:
+    hosts, function = list(_pillar()["site"]["hosts"]), "llm_retention.unneeded"
+    with contextlib.ExitStack() as stack:
+        if not test:
+            _lock().take("prune")
+            stack.callback(_lock().free)
+            function = "llm_retention.prune"
         kept = _releases().containers()
-        function = "llm_retention.unneeded" if test else "llm_retention.prune"
         there = _refreshed(hosts)
         answers = _answers(there, function, timeout=PATIENCE, keep=keep, kept=kept)
-    finally:
-        if not test:
-            lock_.free()
     found = {host: _good(answers.get(host)) for host in hosts}
     problems = [f"{host}: {_failure(answers.get(host))}" for host in hosts if not found[host]]
     data = {"hosts": {host: each for host, each in found.items() if each}, "problems": problems}
@@ -571,10 +574,7 @@ def lock(reason):
 
     Exit code: 0 locked, 3 somebody else has it. JSON: ``{"holder": {...}}``.
     """
-    try:
-        holder = _lock().take(str(reason), by_hand=True)
-    except llm_lock.Locked as err:
-        return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+    holder = _lock().take(str(reason), by_hand=True)
     return _answer({"holder": holder}, f"Locked: {llm_lock.told(holder)}")
 
 
@@ -693,21 +693,17 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
     with llm_knob.turned(_pillar_root(), environment, knobs) as turned:
         if knobs and (mistakes := _reviewed()):
             return _verdict(mistakes)
-        try:
-            number = max(_free(wait).next(), _releases().next())
-            outcome = _orchestrated(orchestration, number, test, pillar)
-        except llm_lock.Locked as err:
-            return shown({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+        number = max(_free(wait).next(), _releases().next())
+        outcome = _orchestrated(orchestration, number, test, pillar)
         if test:
             text, retcode = llm_report.foreseen(outcome), outcome.get("retcode", 0)
             return shown(outcome, text, retcode=retcode)
         answer = _ended(number, outcome)
-        if answer["retcode"]:
-            text = f"{answer['text']}\n{turned['file']} is as before" if knobs else answer["text"]
-        else:
-            text = answer["text"]
+        if not answer["retcode"]:
             turned["keep"]()
-        return shown(answer["data"], text, retcode=answer["retcode"])
+        elif knobs:
+            answer["text"] += f"\n{turned['file']} is as before"
+        return shown(**answer)
 
 
 def _ended(number, outcome):

@@ -48,7 +48,7 @@ The canary of {{ canary.service }} does well:
 {%- endif %}
 {%- endfor %}
 {%- if canary %}
-{{ step('The canary of ' ~ canary.service ~ ' is gone', ['canary.absent'], salt['llm_config.hosts'](canary.service)) }}
+{{ step('The canary of ' ~ canary.service ~ ' is gone', ['canary.absent'], hosts_of_canary) }}
 {%- endif %}
 {%- if not chosen %}
 {{ step('Nothing outside of the catalogue is left', ['outside.absent'], hosts) }}
