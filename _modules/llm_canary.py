@@ -7,7 +7,6 @@ left of one goes with the next run. Its share is a number in the memory of each 
 that starts anew does not have; what it does not take, the others do.
 """
 
-import pathlib
 import time
 
 import llm_canary
@@ -94,15 +93,7 @@ def weigh(service, weight):
     Returns how many meshes of this host were told.
     """
     order = f"/runtime_modify?canary.{service}={weight:d}"
-    return sum(llm_envoy.told(admin, order) for admin in _meshes())
-
-
-def _meshes():
-    """Return the paths of the administrative sockets of this host's meshes."""
-    platform = __salt__["llm_config.platform"]()
-    admin = platform["services"]["mesh"]["health"]["socket"]
-    root = pathlib.Path(platform["site"]["root"])
-    return sorted(root.glob(f"services/mesh/run/*/{admin}"))
+    return sum(llm_envoy.told(admin, order) for admin in __salt__["llm_mesh.sockets"]("mesh"))
 
 
 def figures(service):
@@ -123,7 +114,8 @@ def figures(service):
     canaries = __salt__["llm_container.list"](f"{service}{llm_world.CANARY}")
     if not [each for each in canaries if each["state"] == "running" and not each["restarts"]]:
         raise CommandExecutionError(f"the canary of {service} has ended")
-    answers = [llm_envoy.asked(admin, llm_canary.question(service)) for admin in _meshes()]
+    meshes = __salt__["llm_mesh.sockets"]("mesh")
+    answers = [llm_envoy.asked(admin, llm_canary.question(service)) for admin in meshes]
     return llm_canary.total(llm_canary.read(service, answer) for answer in answers if answer)
 
 

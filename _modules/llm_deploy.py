@@ -292,7 +292,8 @@ def tell(text):
     text
         For people, without secrets.
     """
-    if __pillar__.get("llm_deploy") and __opts__.get("file_client") == "remote":
+    deploys = __pillar__.get("llm_deploy") or under_way()
+    if deploys and __opts__.get("file_client") == "remote":
         __salt__["event.fire_master"]({"text": text}, f"llm/progress/{__opts__['id']}")
 
 
@@ -320,8 +321,11 @@ def _changed(number):
 
 
 def _go(wanted, snapshot, number, why):
-    """Let the containers of ``wanted`` serve, with the live files of ``snapshot``."""
-    changes, errors = {}, []
+    """
+    Let the containers of ``wanted`` serve, with the live files of ``snapshot``: all of them side by
+    side, or where something is in the way of one, each by itself.
+    """
+    changes, errors, specs, refusals = {}, [], {}, {}
     for service, replicas in wanted.items():
         if not replicas:
             errors.append(f"{service}: nothing of it served before, so there is no way back")
@@ -329,23 +333,34 @@ def _go(wanted, snapshot, number, why):
         try:
             fingerprints = __salt__["llm_files.fingerprints"](service)
             restored = llm_snapshot.restore(snapshot, _root() / "services", service)
-            specs, wishes = _pinned(service, replicas, why)
-            plan = __salt__["llm_container.plan"](specs)
-            if plan["operations"] or restored:
-                files = {file: fingerprints[file] for file in restored if file in fingerprints}
-                _refuse(service, number, why, wishes, replicas, files)
-            if found := plan["conflicts"] + plan["missing"]:
-                errors += found
-                continue
-            done = __salt__["llm_container.execute"](plan)
-        except llm_engine.NoAnswer as err:
-            return {"changes": changes, "errors": [*errors, str(err)]}
+            specs[service], wishes = _pinned(service, replicas, why)
         except CommandExecutionError as err:
             errors.append(f"{service}: {err}")
             continue
-        words = [f"{file} as before" for file in restored]
-        changes |= done["changes"] | ({f"files of {service}": words} if words else {})
-        errors += done["errors"]
+        files = {file: fingerprints[file] for file in restored if file in fingerprints}
+        refusals[service] = _refusal(number, why, wishes, replicas, files)
+        if restored:
+            changes[f"files of {service}"] = [f"{file} as before" for file in restored]
+    turns = [[*specs]] if specs else []
+    while turns:
+        services = turns.pop(0)
+        try:
+            plan = __salt__["llm_container.plan"](sum((specs[each] for each in services), []))
+            moved = {operation["service"] for operation in plan["operations"]}
+            _refuse({s: refusals[s] for s in services if s in moved or f"files of {s}" in changes})
+            found = plan["conflicts"] + plan["missing"]
+            if found and services[1:]:
+                turns = [[each] for each in services]
+            elif found:
+                errors += found
+            else:
+                done = __salt__["llm_container.execute"](plan)
+                changes |= done["changes"]
+                errors += done["errors"]
+        except llm_engine.NoAnswer as err:
+            return {"changes": changes, "errors": [*errors, str(err)]}
+        except CommandExecutionError as err:
+            errors.append(f"{', '.join(services)}: {err}")
     return {"changes": changes, "errors": errors}
 
 
@@ -362,20 +377,24 @@ def _pinned(service, replicas, why):
     return specs, wishes
 
 
-def _refuse(service, number, why, wishes, replicas, fingerprints):
-    """Remember what must not come again of itself."""
-    found = _read("refused.json") or {}
+def _refusal(number, why, wishes, replicas, fingerprints):
+    """Return what must not come again of itself, as `refused` does."""
     digests = {
         replica: replicas[replica]["digest"] if replica in replicas else None for replica in wishes
     }
-    found[service] = {
+    return {
         "number": number,
         "why": why,
         "wishes": wishes,
         "digests": digests,
         "files": fingerprints,
     }
-    _write("refused.json", found)
+
+
+def _refuse(refusals):
+    """Remember the ``refusals``, by service."""
+    if refusals:
+        _write("refused.json", (_read("refused.json") or {}) | refusals)
 
 
 def _serving():

@@ -291,17 +291,34 @@ def health(routing=True):
     Returns ``{container: {service: {address: "healthy"}}}``; in place of ``"healthy"`` the first
     reason against it, such as ``"failed_active_health_check"``.
     """
-    root = pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"])
     found = {}
     for envoy, service in sorted(_catalogue().items()):
-        admin = service["health"].get("socket")
-        if not admin or (routing and not service["endpoints"]):
+        if routing and not service["endpoints"]:
             continue
-        for path in sorted(root.glob(f"services/{envoy}/run/*/{admin}")):
+        for path in map(pathlib.Path, sockets(envoy)):
             clusters = _clusters(path)
             if clusters is not None:
                 found[path.parent.name] = clusters
     return found
+
+
+def sockets(envoy):
+    """
+    Return the paths of the administrative sockets that the Envoys of service ``envoy`` have made on
+    this host, sorted; whether one still answers is not asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_mesh.sockets ingress
+
+    envoy
+        A service of the catalogue; one that is no Envoy has none.
+    """
+    root = pathlib.Path(__salt__["llm_config.platform"]()["site"]["root"])
+    admin = _catalogue()[envoy]["health"].get("socket")
+    return sorted(map(str, root.glob(f"services/{envoy}/run/*/{admin}"))) if admin else []
 
 
 def refused(admin, folder, timeout=3):

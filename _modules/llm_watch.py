@@ -124,10 +124,7 @@ class _Watch:
 
     def held(self, service):
         """Return why ``service`` is to be left alone, or ``None``."""
-        for name in (service, self.platform["host"]):
-            if name in self.maintenance:
-                return llm_watch.told(name, self.maintenance[name])
-        return None
+        return llm_watch.held(self.maintenance, service, self.platform["host"])
 
     def misrouted(self, service, containers):
         """Return what is wrong with where requests for ``service`` go, while all of it runs."""
@@ -421,9 +418,8 @@ def notes():
     for service, trouble in known["services"].items():
         if trouble["ended"]:
             found[service] = trouble["ended"]
-    held = maintenance()
+    left = maintenance()
     for service in __salt__["llm_config.carried"]():
-        for name in (service, __opts__["id"]):
-            if name in held:
-                found[service] = llm_watch.told(name, held[name])
+        if why := llm_watch.held(left, service, __opts__["id"]):
+            found[service] = why
     return found

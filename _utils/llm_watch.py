@@ -111,6 +111,14 @@ def told(name, entry):
     return f"maintenance of {name} until {written(entry['until'])}: {entry['reason']}"
 
 
+def held(left, service, host):
+    """
+    Return in words why ``service`` of ``host`` is left alone, or ``None`` where it is not; ``left``
+    as `in_force` returned it.
+    """
+    return next((told(name, left[name]) for name in (service, host) if name in left), None)
+
+
 def written(moment):
     """
     Return a Unix time for people and programs, ISO 8601 in UTC.

@@ -26,12 +26,7 @@ def containers():
 
 
 @pytest.fixture
-def llm_canary(configure_loader, platform, containers, tmp_path, monkeypatch):
-    platform["site"]["root"] = str(tmp_path)
-    for number in (1, 2):
-        socket = tmp_path / f"services/mesh/run/llm-mesh-1-g{number}/admin.sock"
-        socket.parent.mkdir(parents=True)
-        socket.touch()
+def llm_canary(configure_loader, platform, containers, monkeypatch):
     plan = {"operations": [], "changes": {}, "missing": [], "conflicts": [], "notes": []}
     done = {"changes": {CANARY["name"]: ["create: there is none"]}, "errors": []}
     salt_ = {
@@ -43,6 +38,9 @@ def llm_canary(configure_loader, platform, containers, tmp_path, monkeypatch):
         "llm_container.execute": create_autospec(llm_container.execute, return_value=done),
         "llm_drain.wait": create_autospec(llm_drain.wait),
         "llm_health.wait": create_autospec(llm_health.wait),
+        "llm_mesh.sockets": create_autospec(
+            llm_mesh.sockets, return_value=[f"llm-mesh-1-g{number}/admin.sock" for number in (1, 2)]
+        ),
         "llm_mesh.wait": create_autospec(llm_mesh.wait),
         "llm_mesh.close": create_autospec(llm_mesh.close),
         "llm_service.specs": create_autospec(llm_service.specs, return_value=[SPEC]),

@@ -233,7 +233,7 @@ def test_take_back_pins_what_served_before(llm_deploy, containers, plan, live):
     old = containers[0]["spec"]
     llm_deploy.begin(7)
     live.write_text("two")
-    plan["operations"] = [{"do": "replace"}]
+    plan["operations"] = [{"do": "replace", "service": "tail"}]
     execute = llm_deploy.__salt__["llm_container.execute"]
     execute.return_value = {"changes": {"llm-tail-1-g1": ["replace: …"]}, "errors": []}
     assert llm_deploy.take_back(7, ["tail"]) == {
@@ -306,21 +306,38 @@ def test_take_back_of_a_first_deploy(llm_deploy, containers):
 def test_take_back_that_cannot_be(llm_deploy, plan, kind):
     llm_deploy.begin(7)
     llm_deploy.touch()
-    plan |= {"operations": [{}], kind: ["its container is gone"]}
+    plan |= {"operations": [{"service": "tail"}], kind: ["its container is gone"]}
     assert llm_deploy.take_back(7, ["tail"])["errors"] == ["its container is gone"]
     llm_deploy.__salt__["llm_container.execute"].assert_not_called()
 
 
-def test_take_back_goes_on_with_the_next_service(llm_deploy, platform):
+def test_take_back_goes_on_with_the_others(llm_deploy, containers, plan):
+    """All go side by side, unless there is no way for one of them."""
+    llm_deploy.__salt__["llm_service.specs"].side_effect = lambda name: [
+        {"service": name, "image": name, "replica": 1}
+    ]
+    containers.append(container(1, service="head"))
     llm_deploy.begin(7)
     llm_deploy.touch()
-    llm_deploy.__salt__["llm_container.plan"].side_effect = CommandExecutionError("no engine")
-    errors = llm_deploy.take_back(7, ["tail", "head"])["errors"]
-    assert errors[0] == "tail: no engine"
-    assert errors[1].startswith("head: nothing of it served before")
+    planned = llm_deploy.__salt__["llm_container.plan"]
+    execute = llm_deploy.__salt__["llm_container.execute"]
+    assert llm_deploy.take_back(7, ["tail", "head"])["errors"] == []
+    assert [len(call.args[0]) for call in planned.call_args_list] == [2]
+    planned.reset_mock()
+    execute.reset_mock()
+
+    def of(specs):
+        conflicts = [f"no way for {each['service']}" for each in specs if each["service"] == "tail"]
+        return plan | {"conflicts": conflicts}
+
+    planned.side_effect = of
+    assert llm_deploy.take_back(7, ["tail", "head"])["errors"] == ["no way for tail"]
+    assert [len(call.args[0]) for call in planned.call_args_list] == [2, 1, 1]
+    execute.assert_called_once()
 
 
-def test_take_back_asks_an_engine_that_is_away_once(llm_deploy, platform):
+def test_take_back_asks_an_engine_that_is_away_once(llm_deploy, containers):
+    containers.append(container(1, service="head"))
     llm_deploy.begin(7)
     llm_deploy.touch()
     llm_deploy.__salt__["llm_container.plan"].side_effect = llm_engine.NoAnswer("no engine")
@@ -330,7 +347,7 @@ def test_take_back_asks_an_engine_that_is_away_once(llm_deploy, platform):
 def test_refused_is_tried_again_by_the_next_deploy(llm_deploy, plan):
     llm_deploy.begin(7)
     llm_deploy.touch()
-    plan["operations"] = [{"do": "replace"}]
+    plan["operations"] = [{"do": "replace", "service": "tail"}]
     llm_deploy.take_back(7, ["tail"])
     llm_deploy.end(7, "taken back")
     assert llm_deploy.refused("tail")

@@ -242,6 +242,12 @@ def test_health_is_what_the_envoys_say(llm_mesh, admin):
     assert llm_mesh.health() == {"llm-mesh-1-g1": {"head": {"172.30.0.80": "healthy"}}}
 
 
+def test_sockets_are_those_of_an_envoy(llm_mesh, admin):
+    (socket,) = llm_mesh.sockets("mesh")
+    assert socket.endswith("/services/mesh/run/llm-mesh-1-g1/admin.sock")
+    assert llm_mesh.sockets("ingress") == llm_mesh.sockets("head") == []
+
+
 def test_health_of_those_that_ask_the_mesh_by_name(llm_mesh, admin):
     root = llm_mesh._path("head").parent.parent
     tail = Admin(root, "tail", llm_mesh)

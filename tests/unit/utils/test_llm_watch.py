@@ -62,7 +62,9 @@ def test_maintenance_expires_by_itself():
     assert llm_watch.in_force(found, now=100) == {"node1": found["node1"]}
     assert llm_watch.in_force(None, now=100) == {}
     words = "maintenance of head until 1970-01-01T00:00:50+00:00: why"
-    assert llm_watch.told("head", found["head"]) == words
+    assert llm_watch.held(found, "head", "node1") == words
+    assert llm_watch.held(found, "tail", "node1").startswith("maintenance of node1 until ")
+    assert llm_watch.held(found, "tail", "node2") is None
 
 
 def test_history_keeps_the_last_ones(tmp_path):
