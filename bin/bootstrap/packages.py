@@ -14,6 +14,8 @@ from . import variables
 
 LISTS = Path("/var/lib/apt/lists")
 FRESH = 3600  # seconds for which the package lists are believed
+# A new server installs its security updates just when somebody first logs in.
+PATIENT = ("-o", "DPkg::Lock::Timeout=300")
 
 
 def missing():
@@ -77,7 +79,7 @@ def install(progress, names, log):
         )
     if not are_fresh():
         words.run(progress, ["apt-get", "update", "-q"], log, "apt-get update", env=environment)
-    argv = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *names]
+    argv = ["apt-get", *PATIENT, "install", "-q", "-y", "--no-install-recommends", *names]
     words.run(progress, argv, log, "apt-get install " + " ".join(names), env=environment)
 
 
@@ -90,5 +92,5 @@ def are_fresh():
 def remove(progress, names, log):
     """Remove the packages ``names`` with their configuration."""
     environment = {"DEBIAN_FRONTEND": "noninteractive", **variables.clean()}
-    argv = ["apt-get", "purge", "-q", "-y", "--autoremove", *names]
+    argv = ["apt-get", *PATIENT, "purge", "-q", "-y", "--autoremove", *names]
     words.run(progress, argv, log, "apt-get purge " + " ".join(names), env=environment)
