@@ -158,6 +158,24 @@ def withdraw(name):
     return changes
 
 
+def prune():
+    """
+    Take every service off this host that the catalogue does not want here, as `withdraw` does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_service.prune
+
+    Returns what was removed, ``{container or folder: [sentence]}``.
+    """
+    changes = {}
+    for name in outside():
+        changes |= withdraw(name)
+    return changes
+
+
 def status():
     """
     Return how each service that this host carries is doing.

@@ -29,14 +29,13 @@ def pruned(name):
         if not outside:
             return ret
         names = ", ".join(outside)
-        for service in outside:
-            ret["changes"] |= __salt__["llm_service.withdrawal"](service)
         if __opts__["test"]:
             ret["result"] = None
+            for service in outside:
+                ret["changes"] |= __salt__["llm_service.withdrawal"](service)
             ret["comment"] = f"Would remove {names}"
             return ret
-        for service in outside:
-            __salt__["llm_service.withdraw"](service)
+        ret["changes"] = __salt__["llm_service.prune"]()
         ret["comment"] = f"Removed {names}"
     except CommandExecutionError as err:
         ret |= {"result": False, "changes": {}, "comment": str(err)}

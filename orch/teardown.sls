@@ -7,7 +7,16 @@ include:
 Nobody else changes the platform:
   llm_release.locked:
     - what: teardown
-{%- set before = {'step': 'llm_release: Nobody else changes the platform'} %}
+
+What is in no catalogue, such as a canary, is removed:
+  salt.function:
+    - name: llm_service.prune
+    - tgt: {{ salt['llm_config.platform']().site.hosts.keys() | list | json }}
+    - tgt_type: list
+    - expect_minions: True
+    - require:
+      - llm_release: Nobody else changes the platform
+{%- set before = {'step': 'salt: What is in no catalogue, such as a canary, is removed'} %}
 {%- for tier in salt['llm_config.tiers']() | reverse %}
 {%- set carriers = [] %}
 {%- for service in tier %}

@@ -238,6 +238,13 @@ def test_withdraw_keeps_the_files_of_what_is_left(llm_service, removal):
     assert not removal["llm_files.remove"].called
 
 
+def test_prune_removes_what_is_outside(llm_service, removal):
+    removal["llm_container.services"].return_value = ["head", "head-canary", "old"]
+    llm_service.prune()
+    closed = [call.args for call in removal["llm_mesh.close"].call_args_list]
+    assert closed == [("head-canary",), ("old",)]
+
+
 def _container(version, state="running"):
     found = {"name": f"llm-head-{version}", "version": version, "state": state, "restarts": 0}
     found |= {"replica": 1}
