@@ -9,6 +9,7 @@ is pulled and never built.
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LOCK = "/run/llm_image.lock"
 ROOM = 512 * 1024**2  # bytes of disk that building one image takes, at most
+FULL = os.strerror(errno.ENOSPC).lower()
+MORE = "make room (salt-run llm.prune)"
 SOURCE = "salt://images"
 LEFT_OUT = r"E@\.(in|sls)$|/overrides\.txt$"  # what lock files are made of; each costs a round trip
 
@@ -219,8 +222,19 @@ def build(images):
         __context__.pop("llm_image.there", None)
         try:
             return _build(images)
+        except CommandExecutionError as err:
+            if FULL not in str(err).lower():  # the engine tells it in no other way
+                raise
+            raise CommandExecutionError(f"{_full()}\n{err}") from err
         finally:
             __context__.pop("llm_image.there", None)
+
+
+def _full():
+    """Return in words whose disk has no room, where, and what to do about it."""
+    place = _builder().info()["DockerRootDir"]
+    free = _size(shutil.disk_usage(place).free)
+    return f"{__opts__['id']}: disk: {place} was full, and has {free} left by now; {MORE}"
 
 
 @contextlib.contextmanager
@@ -249,8 +263,10 @@ def _build(images):
         for recipe in recipes:
             if not recipe.needs:
                 offered["ORIGIN"] = _origin(builder, recipe)
-        _build_all(builder, recipes, offered)
-        builder.forget_stages()
+        try:
+            _build_all(builder, recipes, offered)
+        finally:
+            builder.forget_stages()
     return sorted(lacking["pull"] + [recipe.reference for recipe in recipes])
 
 
@@ -263,8 +279,8 @@ def _check_room(builder, count):
     free = shutil.disk_usage(place).free
     if free < count * ROOM:
         raise CommandExecutionError(
-            f"building {count} images takes up to {_size(count * ROOM)}, "
-            f"and {place} has {_size(free)} left"
+            f"{__opts__['id']}: disk: building {count} images takes up to {_size(count * ROOM)}, "
+            f"and {place} has {_size(free)} left; {MORE}"
         )
 
 

@@ -115,8 +115,8 @@ class Builder(llm_engine.Engine):
 
     def forget_stages(self, everything=False):
         """
-        Remove what the builds left of their earlier stages. Called when all are done, for the
-        engine cannot tell a stage that a build still needs.
+        Remove what the builds left of their earlier stages, and of those that failed. Called when
+        all are done, for the engine cannot tell a stage that a build still needs.
 
         everything
             Also what other builds left. Default: ``False``.
@@ -124,8 +124,9 @@ class Builder(llm_engine.Engine):
         removed = True
         while removed:  # the engine leaves some of the layers below one that it removes
             removed = False
-            for image in self.images(label=[LABEL], dangling=["true"]):
-                if everything or image["Id"].removeprefix("sha256:")[:12] in self.layers:
+            for image in self.images(dangling=["true"]):  # without label, where a stage failed
+                mine = image["Id"].removeprefix("sha256:")[:12] in self.layers
+                if mine or (everything and LABEL in (image["Labels"] or {})):
                     with contextlib.suppress(llm_engine.EngineError):
                         self.request("DELETE", f"/images/{image['Id']}", timeout=300)
                         removed = True

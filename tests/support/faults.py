@@ -4,8 +4,10 @@ Faults of a host and its files. Each is taken back at its end, also when the tes
 
 import contextlib
 import json
+import pathlib
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 
@@ -45,6 +47,40 @@ def small_disk(folder, size):
         yield
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def engine_on_a_small_disk(size):
+    """
+    Run a second engine, all of whose files are on a file system of so many bytes; give the address
+    of its socket and a function that gives the disk another size.
+    """
+    with contextlib.ExitStack() as stack:
+        # Names of sockets are short.
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-test-")))
+        disk, log, address = folder / "disk", folder / "log", f"unix://{folder}/engine.sock"
+        mount = ["mount", "-t", "tmpfs", "none", disk, "-o"]
+        disk.mkdir()
+        subprocess.run([*mount, f"size={size}"], check=True)
+        stack.callback(subprocess.run, ["umount", disk], check=True)
+        # With --bridge=none it would remove that of this machine's engine.
+        network = docker("network", "create", f"llm-test-{uuid.uuid4().hex[:8]}")
+        stack.callback(docker, "network", "rm", network)
+        process = stack.enter_context(
+            subprocess.Popen(
+                ["dockerd", "--data-root", disk, "--exec-root", folder / "run",
+                 "--pidfile", folder / "engine.pid", "--host", address,
+                 "--bridge", f"br-{network[:12]}", "--iptables=false", "--ip-forward=false"],
+                stdout=subprocess.DEVNULL, stderr=log.open("w"),
+            )
+        )  # fmt: skip
+        stack.callback(process.terminate)
+        deadline = time.monotonic() + 60
+        while "API listen on " not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield address, lambda size: subprocess.run([*mount, f"remount,size={size}"], check=True)
 
 
 @contextlib.contextmanager

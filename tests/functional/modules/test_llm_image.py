@@ -4,6 +4,7 @@ Images built by the real engine, from small folders.
 
 import contextlib
 import os
+import re
 import threading
 import time
 
@@ -14,6 +15,9 @@ from salt.exceptions import CommandExecutionError
 from saltfactories.utils.loader import LoaderModuleMock
 
 from _modules import llm_image as llm_image_module
+from tests.support import tiny
+from tests.support.faults import engine_on_a_small_disk
+from tests.support.registry import registry
 
 pytestmark = pytest.mark.docker
 
@@ -53,7 +57,7 @@ def llm_image(folder, tmp_path, monkeypatch):
     }
     dunders = {
         "__salt__": salt,
-        "__opts__": {"cachedir": str(tmp_path), "saltenv": "base"},
+        "__opts__": {"cachedir": str(tmp_path), "id": "node1", "saltenv": "base"},
         "__context__": {},
     }
     with LoaderModuleMock({llm_image_module: dunders}):
@@ -153,6 +157,51 @@ def test_build_of_an_image_that_no_registry_has(llm_image):
     assert llm_image.pending([own]) == {"build": [], "pull": [own]}
     with pytest.raises(CommandExecutionError, match="cannot be pulled|refused"):
         llm_image.build([own])
+
+
+@pytest.fixture
+def small(llm_image, monkeypatch):
+    """
+    The module with an engine on a disk of 48 megabytes, where it thinks that there is room; a
+    function that gives the disk another size.
+    """
+    with (
+        engine_on_a_small_disk("48m") as (address, resize),
+        monkeypatch.context() as patch,
+    ):
+        patch.setenv("DOCKER_HOST", address)
+        patch.setitem(llm_image.__opts__, "docker.url", address)
+        patch.setattr(llm_image, "ROOM", 1)
+        yield resize
+
+
+def images(llm_image):
+    """Return the ids of all images of the engine, with those that have no name."""
+    return {image["Id"] for image in llm_image._builder().images()}
+
+
+def test_build_and_pull_on_a_disk_that_is_full(llm_image, folder, small, image, tmp_path):
+    """It says which disk and what to do first, and leaves nothing; with room it works."""
+    tiny.make_image(image, tiny.busybox(tmp_path))
+    write = 'RUN ["/bin/busybox", "dd", "if=/dev/zero", "of=/{}", "bs=1M", "count={}"]\n'
+    text = f"FROM {image}\n" + write.format("some", 8) + write.format("more", 60)
+    change(llm_image, folder / GROUND / "Dockerfile", text)
+    before, place = images(llm_image), llm_image._builder().info()["DockerRootDir"]
+    with registry(80 * 1024**2) as pulled:
+        for wanted, words in ((GROUND, f"image {GROUND} cannot be built"), (pulled, "be pulled")):
+            with pytest.raises(CommandExecutionError) as caught:
+                llm_image.build([wanted])
+            first, rest = str(caught.value).split("\n", 1)
+            assert re.fullmatch(
+                rf"node1: disk: {place} was full, and has [34]\d(\.\d)?m left by now; "
+                r"make room \(salt-run llm.prune\)",
+                first,
+            )
+            assert words in rest
+            assert images(llm_image) == before
+        small("400m")
+        assert len(llm_image.build([GROUND, pulled])) == 2
+        assert len(images(llm_image) - before) == 2
 
 
 def test_remove_takes_ours_alone(llm_image, image):

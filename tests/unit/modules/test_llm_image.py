@@ -181,7 +181,7 @@ def test_build_leaves_out_what_stands_on_a_failure(llm_image, builder):
         llm_image.build(["front", "store"])
     assert str(caught.value) == "image tools cannot be built: the last lines"
     assert sorted(names(builder)) == ["llm/base", "llm/store", "llm/tools"]
-    assert not builder.forget_stages.called
+    builder.forget_stages.assert_called_once_with()
 
 
 def test_build_interrupted_cancels_the_engine(llm_image, builder):
