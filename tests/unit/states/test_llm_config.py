@@ -31,15 +31,19 @@ def test_checked_fails_with_every_mistake(llm_config, check):
 
 
 @pytest.mark.parametrize(
-    ("answer", "result", "comment"),
+    ("answer", "checked", "result", "comment"),
     [
-        ({"retcode": 0, "problems": []}, True, "The pillar is sound"),
-        ({"retcode": 1, "problems": ["one", "two"]}, False, "one\ntwo"),
-        ({"retcode": 1, "error": "no keyring"}, False, "no keyring"),
+        ({"retcode": 0, "problems": []}, [], True, "The pillar is sound"),
+        ({"retcode": 1, "problems": ["one", "two"]}, [], False, "one\ntwo"),
+        ({"retcode": 1, "error": "no keyring"}, [], False, "no keyring"),
+        ({"retcode": 0, "problems": []}, ["three"], False, "three"),
     ],
 )
-def test_reviewed_tells_what_the_master_finds(configure_loader, testmode, answer, result, comment):
-    runner = {"saltutil.runner": lambda name: answer}
-    module = configure_loader(llm_config_state, salt=runner, test=testmode)
+def test_reviewed_tells_what_the_master_finds(
+    configure_loader, testmode, check, answer, checked, result, comment
+):
+    check.return_value = checked
+    salt = {"saltutil.runner": lambda name: answer, "llm_config.check": check}
+    module = configure_loader(llm_config_state, salt=salt, test=testmode)
     ret = module.reviewed("The pillar is sound")
     assert (ret["result"], ret["changes"], ret["comment"]) == (result, {}, comment)
