@@ -65,7 +65,7 @@ def patience(trouble, now):
     """
     Return the seconds until the next try to heal a service, of which ``trouble`` is known.
     """
-    if not trouble["tries"]:
+    if not trouble["tries"] or now < trouble["last"]:  # the clock was set back since then
         return 0
     return max(0, trouble["last"] + FIRST * 2 ** (trouble["tries"] - 1) - now)
 

@@ -23,6 +23,11 @@ def test_patience_doubles():
     assert llm_watch.patience(trouble | {"tries": 2, "last": 100}, now=500) == 0
 
 
+def test_patience_does_not_outlast_a_clock_that_was_set_back():
+    trouble = llm_watch.fresh(since=1) | {"tries": 2, "last": 3700}
+    assert llm_watch.patience(trouble, now=100) == 0
+
+
 def test_trouble_is_over_after_ten_minutes_of_none():
     trouble = llm_watch.fresh(1) | {"last": 100}
     assert not llm_watch.is_over(trouble, now=700)
