@@ -133,6 +133,18 @@ def test_replica_that_takes_no_connection_in_time_is_passed_over(edge, tail, oth
             )
 
 
+def test_all_that_wait_for_a_replica_that_is_gone_go_to_another(edge, other_head):
+    """Nobody has begun to work on them, however many they are."""
+    late = "cluster.head.upstream_cx_connect_timeout"
+    before = edge.mesh.stat(late)
+    with edge.tuned(mesh={"check_interval": 60}, requests={"timeout": 20}):
+        edge.mesh.healthy("head", 2)
+        other_head.stop()
+        with clogged(OTHER_HEAD, edge.ports["head"]):
+            assert at_once(edge, 60) == [200] * 60
+    assert edge.mesh.stat(late) > before + 10
+
+
 @contextlib.contextmanager
 def clogged(address, port):
     """Have a server that accepts nothing, and whose queue is full."""

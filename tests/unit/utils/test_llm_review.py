@@ -554,7 +554,7 @@ MISTAKES = {
         "network: host\n      drain_timeout: 19s",
         r"ingress.drain_timeout: found .*; expected at least twice requests.connection \(10s\)",
     ),
-    "a share above all": (SERVICES, "retry_budget: 20", "retry_budget: 101", "at most 100"),
+    "a share above all": (SERVICES, "retry_budget: 50", "retry_budget: 101", "at most 100"),
     "a try longer than the whole": (
         SERVICES,
         "per_try_timeout: 120s",
