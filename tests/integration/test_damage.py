@@ -12,6 +12,7 @@ from tests.support.operator import release
 from tests.support.platform import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
+LIMITER = "services=rate-limiter"
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,39 @@ def test_address_that_another_container_has_taken(platform, client):
     after = platform.containers()
     assert after.keys() - {now} == before.keys() - {name}
     assert {each: after[each] for each in after.keys() - {now}} == {
+        each: before[each] for each in before.keys() - {name}
+    }
+
+
+@pytest.fixture
+def own_image(platform):
+    """The rate-limiter of the pillar has an image that nobody else has: the usual one, labelled."""
+    usual = docker("inspect", "-f", "{{.Config.Image}}", platform.container("rate-limiter"))
+    text = f"FROM {usual}\nLABEL llm.test={platform.name}\n"
+    with platform.changed("salt/images/rate-limiter/Dockerfile", text):
+        yield
+    release(platform, LIMITER)
+
+
+def test_image_that_was_removed(platform, client, own_image):
+    """What was made of it runs on, and can be gone back to; it is built again once it is needed."""
+    release(platform, LIMITER)
+    before, name = platform.containers(), platform.container("rate-limiter")
+    docker("stop", name)
+    docker("rmi", "-f", docker("inspect", "-f", "{{.Image}}", name))  # in use, it would stay
+    docker("start", name)
+    assert completion(client)
+    with platform.service_changed("rate-limiter", pids=412):
+        done = release(platform, LIMITER)["changes"]["node1"]
+        now = platform.container("rate-limiter")
+        assert (done.keys(), "pids 256 → 412" in done[now]) == ({now}, True)
+        assert completion(client)
+        docker("rmi", "-f", docker("inspect", "-f", "{{.Config.Image}}", now))
+        release(platform, command="llm.rollback")
+    assert platform.container("rate-limiter") == name
+    assert completion(client)
+    after = platform.containers()
+    assert {each: after[each] for each in after.keys() - {name}} == {
         each: before[each] for each in before.keys() - {name}
     }
 

@@ -3,15 +3,17 @@ What a deploy hangs on fails while it runs: its own process, minions, the master
 Clients notice nothing, the end is told for what it is, and the next deploy makes it good.
 """
 
+import datetime
 import itertools
 import json
 import os
+import re
 import signal
 import time
 
 import pytest
 
-from tests.support.faults import completion, frozen
+from tests.support.faults import completion, frozen, own_clock
 from tests.support.operator import release, start, wait_for_another
 from tests.support.platform import docker
 
@@ -114,6 +116,35 @@ def test_master_that_is_started_again_in_mid_deploy(platform, client, before):
     platform.master.start()
     goes_back(platform, process, before)
     assert completion(client)
+
+
+def test_clock_of_a_host_that_jumps(platform, client, before, tmp_path):
+    """What waits by it waits as long as it did; the next deploy wants the clock to be right."""
+    old = platform.container("rate-limiter")
+    with own_clock(platform.minion, tmp_path / "clock") as ahead:
+        process = in_mid_deploy(platform, before)
+        ahead(3600)
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        assert completion(client)
+        done = platform.containers()
+        (why,) = release(platform, code=1)["why"]
+        assert re.fullmatch(
+            r"node1: clock: found it 36\d\d s ahead of the master's, needed at most 30 s; "
+            r"set the clock .*",
+            why,
+        )
+        assert platform.containers() == done
+        ahead(0)
+    (new,) = done.keys() - before.keys()
+    began, ended = (_moment(new, "StartedAt"), _moment(old, "FinishedAt"))
+    assert ended - began > datetime.timedelta(seconds=4), "it was not well for long enough"
+
+
+def _moment(container, what):
+    """Return when the engine says that something has become of ``container``."""
+    text = docker("inspect", "-f", f"{{{{.State.{what}}}}}", container)
+    return datetime.datetime.fromisoformat(text[:26] + "+00:00")
 
 
 def test_container_that_falls_sick_after_its_gate(platform, client, before):

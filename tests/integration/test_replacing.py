@@ -10,7 +10,7 @@ import uuid
 import pytest
 import yaml
 
-from tests.support.load import Load
+from tests.support.load import WORKERS, Load
 from tests.support.operator import gateway, unlimited_client
 from tests.support.platform import docker
 from tests.support.upstream import Upstream
@@ -157,6 +157,27 @@ def test_replicas_are_replaced_one_after_another(platform, settings):
     assert "\n".join(str(outcome) for outcome in load.failures) == ""
     running = [name for name in platform.containers() if "-rate-limiter-" in name]
     assert running == [platform.container("rate-limiter")]
+
+
+def test_replica_that_is_killed(platform, settings):
+    """What it had begun is lost; who asks later notices nothing, and a deploy puts it back."""
+    platform.change_service("head", replicas=2)
+    platform.apply("head.running")
+    before, name = platform.containers(), platform.container("head", 2)
+    with Load(settings, RATE, max_tokens=100) as load:
+        load.flow(RATE)
+        docker("kill", name)
+        killed = time.monotonic()
+        load.flow(RATE * 2)
+        assert name not in platform.containers()
+        platform.run("llm.deploy", "services=head")
+        load.flow(RATE)
+    assert "\n".join(str(outcome) for outcome in load.since(killed) if outcome.flaw) == ""
+    assert len(load.failures) <= WORKERS
+    after = platform.containers()
+    assert {each: after[each][0] for each in after} == {each: before[each][0] for each in before}
+    platform.change_service("head", replicas=1)
+    platform.apply("head.running")
 
 
 # Well by its health check, and of no use: it answers every question with an error.

@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 
+import libfaketime
 import psutil
 
 from tests.support.platform import docker
@@ -120,6 +121,41 @@ def frozen(pid):
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+@contextlib.contextmanager
+def own_clock(daemon, path):
+    """
+    Start ``daemon`` again with a clock of its own, which file ``path`` tells; give a function that
+    sets it so many seconds ahead of the machine's. What it starts has the same clock.
+    """
+
+    def ahead(seconds):
+        new = path.with_suffix(".new")
+        new.write_text(f"{seconds:+d}")
+        new.replace(path)
+
+    def start(environ):
+        daemon.terminate()
+        daemon.environ = environ
+        daemon.start()
+
+    ahead(0)
+    usual = daemon.environ
+    library = next(pathlib.Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))
+    start(
+        usual
+        | {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(path),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # nor does a clock that jumps
+        }
+    )
+    try:
+        yield ahead
+    finally:
+        start(usual)
 
 
 @contextlib.contextmanager
