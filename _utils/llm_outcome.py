@@ -32,6 +32,8 @@ def found(answer):
 
 def truths(host, states):
     """Return ``states`` of ``host`` in their order, each step followed by what it did elsewhere."""
+    if states is False:
+        return [Truth(host, "no answer", False, False, "it may still be at what it was told to do")]
     if not isinstance(states, dict):
         comment = "\n".join(states) if isinstance(states, list) else str(states)
         return [Truth(host, "states cannot be rendered", False, False, comment)]

@@ -88,6 +88,14 @@ def test_what_a_runner_returns_is_no_change():
     assert found.changed is False
 
 
+def test_host_that_does_not_say_what_came_of_its_states(answer):
+    step = state(0, "head is healthy", False, {"out": "highstate", "ret": {"node1": False}})
+    found = llm_outcome.truths("here_master", {"salt_|-a_|-a_|-state": step})
+    (host, *why) = llm_outcome.failures(found)
+    assert host == "node1: no answer:"
+    assert why == ["    it may still be at what it was told to do"]
+
+
 def test_states_that_do_not_render_are_a_failure(answer):
     found = llm_outcome.truths("node1", ["Rendering SLS 'base:head' failed"])
     assert "Rendering SLS" in "\n".join(llm_outcome.failures(found))
