@@ -144,13 +144,14 @@ def call_off(number):
 
     Returns the number of the last deploy that this host knows of.
     """
-    known = (current() or {"number": 0})["number"]
-    if number < known:
-        return known
-    unended = _unended(number)
-    if not unended:
-        llm_snapshot.remove(_snapshot(number))
-    _write("deploy.json", _record(number, llm_release.REFUSED) | unended)
+    with llm_watch.turn(_root(), PATIENCE):  # `begin`, where it is late, is over or finds this
+        known = (current() or {"number": 0})["number"]
+        if number < known:
+            return known
+        unended = _unended(number)
+        if not unended:
+            llm_snapshot.remove(_snapshot(number))
+        _write("deploy.json", _record(number, llm_release.REFUSED) | unended)
     return number
 
 
@@ -171,7 +172,7 @@ def touch():
 
 def end(number, state):
     """
-    Deploy ``number`` is over.
+    Deploy ``number`` is over. Waits for what still goes back in its course.
 
     CLI Example:
 
@@ -185,14 +186,15 @@ def end(number, state):
     Returns ``{"changes": {what: [cause]}, "services": {service: {replica: {"container",
     "digest", "image"}}}}``: what it did here, and what serves now.
     """
+    _wait_for_other_runs("llm_deploy.take_back")
     record = _of(number)
     after = _serving()
-    _write("deploy.json", record | {"state": state})
+    changes = _changes(record["before"], after)
+    changes |= {f"files of {service}": names for service, names in _changed(number).items()}
+    _write("deploy.json", record | {"state": state, "touched": bool(changes)})
     if state == llm_release.DONE and (found := _read("refused.json")):
         # What this one has not gone back from is settled.
         _write("refused.json", {k: each for k, each in found.items() if each["number"] == number})
-    changes = _changes(record["before"], after)
-    changes |= {f"files of {service}": names for service, names in _changed(number).items()}
     if changes:
         llm_snapshot.take(_root() / "services", _snapshot(number, "after"))
     else:

@@ -15,7 +15,7 @@ import openai
 import pytest
 import yaml
 
-from tests.support.operator import gateway, set_secret, site_changed
+from tests.support.operator import gateway, set_secret, site_changed, until
 from tests.support.platform import docker
 from tests.support.upstream import Upstream
 
@@ -30,14 +30,6 @@ def asked(text="", **more):
     content = f"{text} {random.random()}"
     question = [{"role": "user", "content": content}]
     return {"model": "tiny", "max_tokens": 8, "messages": question, **more}
-
-
-def until(holds, seconds=30):
-    """Wait until ``holds()`` is true."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not in {seconds} s"
-        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
 
 from tests.support.faults import completion, frozen, own_clock
-from tests.support.operator import release, start, wait_for_another
+from tests.support.operator import release, start, until, wait_for_another
 from tests.support.platform import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -90,16 +89,32 @@ def goes_back(platform, process, before, code=4):
 
 
 def test_minion_that_is_frozen_before(platform, client, before):
-    """As one that does not run; what it hears of once it wakes up changes nothing."""
+    """As one that does not run; once it wakes up it hears of a deploy that is over."""
     with frozen(platform.minion.pid):
         said = release(platform, code=1)
         assert completion(client)
     assert said["result"] == "refused"
     assert said["why"] == ["node1 does not answer: is its minion running?"]
-    number = said["number"]
-    until(lambda: known(platform)["number"] == number, 180)
-    time.sleep(3)  # what comes late has its chance
+    hears(platform)
+    until(lambda: known(platform)["number"] == said["number"] and not jobs(platform))
+    assert known(platform)["state"] == "refused"
     assert platform.containers() == before
+
+
+def test_minion_that_is_frozen_in_mid_deploy(platform, client, before):
+    """Nobody knows what it does; once it wakes up it goes back, and clients do not notice."""
+    process = in_mid_deploy(platform, before)
+    with frozen(platform.minion.pid):
+        said, _ = process.communicate(timeout=240)
+        assert completion(client)
+    hears(platform)
+    assert process.returncode == 6, said
+    assert "node1: no answer:" in said
+    assert "node1 does not answer: nobody knows what serves there" in said
+    assert "Traceback" not in said
+    until(lambda: completion(client) and known(platform)["state"] == "unknown")
+    assert platform.containers().keys() == before.keys()
+    assert not jobs(platform)
 
 
 def test_minion_that_is_killed_in_mid_deploy(platform, client, before):
@@ -200,14 +215,16 @@ def heard(process, text):
         lines.append(line)
 
 
+def hears(platform):
+    """The host answers, without waiting for more than what it has missed."""
+    platform.salt("node1", "test.ping", "--timeout=20")
+
+
+def jobs(platform):
+    """Return what the host is still at."""
+    return json.loads(platform.salt("node1", "saltutil.running", "--out=json").stdout)["node1"]
+
+
 def known(platform):
     """Return what the host knows of the last deploy."""
     return json.loads((platform.root / "deploy.json").read_text())
-
-
-def until(holds, seconds=60):
-    """Return once ``holds()``."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)

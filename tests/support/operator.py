@@ -4,6 +4,8 @@ What an operator does to a `Platform` beside deploying it.
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
 import uuid
@@ -42,6 +44,23 @@ def start(platform, *arguments):
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True, cwd=platform.folder,
     )  # fmt: skip
+
+
+def deploy_twice_at_once(platform):
+    """Start two deploys at the same moment: one wins, and the other is told who."""
+    both = [start(platform, "llm.deploy") for _ in range(2)]
+    try:
+        said = {process: process.communicate(timeout=300)[0] for process in both}
+    finally:
+        for process in both:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    winner, loser = sorted(both, key=lambda process: process.returncode)
+    assert (winner.returncode, loser.returncode) == (0, 3), list(said.values())
+    assert "the platform is locked: deploy (release " in said[loser]
+    assert f", process {winner.pid} on " in said[loser]
+    assert "Traceback" not in said[winner] + said[loser]
 
 
 def wait_for_another(platform, service, known, timeout=120):
@@ -85,3 +104,11 @@ def release(platform, *arguments, command="llm.deploy", code=0):
     done = platform.run(command, *arguments, "--out=json", check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return json.loads(done.stdout)
+
+
+def until(holds, seconds=60):
+    """Return once ``holds()``."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.2)

@@ -158,12 +158,12 @@ def test_deploy_that_was_called_off_changes_nothing(llm_deploy, tmp_path):
     llm_deploy.begin(9)
 
 
-def test_deploy_that_is_called_off_while_it_begins(llm_deploy, containers):
-    def listed(**_):
+def test_deploy_that_is_called_off_while_it_begins(llm_deploy):
+    def is_running(_):
         llm_deploy.call_off(7)
-        return containers
+        return []
 
-    llm_deploy.__salt__["llm_container.list"].side_effect = listed
+    llm_deploy.__salt__["saltutil.is_running"].side_effect = is_running
     with pytest.raises(CommandExecutionError, match=r"deploy 7 has ended \(refused\)"):
         llm_deploy.begin(7)
     assert llm_deploy.current()["state"] == "refused"
@@ -221,6 +221,27 @@ def test_end_of_one_that_changed_nothing(llm_deploy, tmp_path):
     llm_deploy.begin(7)
     assert llm_deploy.end(7, "done")["changes"] == {}
     assert not (tmp_path / "deploys" / "7").exists()
+
+
+def test_end_waits_for_one_that_goes_back(llm_deploy, monkeypatch):
+    monkeypatch.setattr(llm_deploy_module.time, "sleep", lambda seconds: None)
+    llm_deploy.begin(7)
+    late = [{"fun": "llm_deploy.take_back", "jid": "2"}]
+    found = [late, []]
+    llm_deploy.__salt__["saltutil.is_running"].side_effect = lambda _: found.pop(0)
+    llm_deploy.end(7, "unknown")
+    assert found == []
+
+
+def test_begin_after_one_whose_end_nobody_knows_but_that_went_back(llm_deploy, containers, live):
+    """What serves is what served before, so there is nothing to take over."""
+    llm_deploy.begin(7)
+    llm_deploy.touch()
+    llm_deploy.end(7, "unknown")
+    live.write_text("two")
+    llm_deploy.begin(8)
+    assert llm_deploy.current()["touched"] is False
+    assert llm_deploy.end(8, "done")["changes"] == {}
 
 
 def test_end_of_another(llm_deploy):
