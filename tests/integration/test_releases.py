@@ -4,12 +4,21 @@ Releases as an operator makes them: recorded, one at a time, taken back when the
 
 import json
 import os
+import re
 import signal
 
 import pytest
 
 from tests.support.faults import completion
-from tests.support.operator import release, set_secret, site_changed, start, wait_for_another
+from tests.support.operator import (
+    deploy_twice_at_once,
+    release,
+    set_secret,
+    site_changed,
+    start,
+    until,
+    wait_for_another,
+)
 from tests.support.platform import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -167,12 +176,11 @@ def test_lock_by_hand(platform):
 
 
 def test_two_deploys_at_once(platform, client):
-    with platform.service_changed("rate-limiter", pids=307, **SLOW):
-        both = [start(platform, "llm.deploy") for _ in range(2)]
-        said = {process.wait(timeout=300): process.stdout.read() for process in both}
-    assert sorted(said) == [0, 3], said
-    assert "the platform is locked: deploy (release " in said[3]
-    assert completion(client)
+    for pids in (307, 309):
+        with platform.service_changed("rate-limiter", pids=pids, **SLOW):
+            deploy_twice_at_once(platform)
+        assert platform.services().count("rate-limiter") == 1
+        assert completion(client)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
@@ -207,9 +215,22 @@ def test_killed_deploy_is_gone_on_with(platform, client):
 
 
 def test_job_of_an_older_deploy_changes_nothing(platform):
-    before = platform.containers()
+    """It was queued behind another run, and wakes up with the minion that was killed."""
+    before, other = platform.containers(), ("state.single", "cmd.run", "sleep 300")
+    old = ("state.apply", "rate-limiter", "queue=True", 'pillar={"llm_deploy": 1}')
     with platform.service_changed("rate-limiter", pids=341):
-        done = platform.call("state.apply", "rate-limiter", 'pillar={"llm_deploy": 1}', check=False)
-    assert done.returncode != 0
-    assert "deploy 1 changes nothing" in done.stdout
-    assert platform.containers() == before
+        platform.salt("--async", "node1", *other)
+        until(lambda: "cmd.run" in platform.salt("node1", "saltutil.is_running", "state.*").stdout)
+        said = platform.salt("--async", "node1", *old).stdout
+        job = re.search(r"job ID: (\d+)", said)[1]
+        until(lambda: "1 queued run that may start at any time" in preflight(platform))
+        platform.kill_minion()
+        until(lambda: "Result: False" in platform.run("jobs.lookup_jid", job).stdout)
+        assert "changes nothing" in platform.run("jobs.lookup_jid", job).stdout
+        assert "queued" not in preflight(platform)
+        assert platform.containers() == before
+
+
+def preflight(platform):
+    """Return what the host lacks for a deploy."""
+    return platform.call("llm_preflight.check").stdout
