@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.support import invariants
-from tests.support.operator import start, wait_for_another
+from tests.support.operator import deploy_twice_at_once, start, wait_for_another
 from tests.support.platform import docker
 
 SERVICES = ("mesh", "ingress", "cache", "model-proxy", "head", "rate-limiter", "tail")
@@ -39,7 +39,9 @@ FAULTS = {  # by hand, to a container
     "update": ["update", "--pids-limit", "199", "--restart", "no"],
 }
 HARMLESS = ("update",)
-CONVERGED = ("change", "bad version", "limit", "scale", "secret")  # leave nothing to be made good
+CONVERGED = (  # leave nothing to be made good
+    "change", "two deploys", "bad version", "limit", "scale", "secret",
+)  # fmt: skip
 ENDS = (0, 1, 4, 5, 6)  # of a deploy whose minion was killed
 NOTHING = "Nothing to do: all is as declared"
 PATIENCE = 400  # seconds for one command
@@ -179,6 +181,11 @@ def _changed(soak, step):
     soak.release()
 
 
+def _twice(soak, step):
+    _change(soak, step)
+    deploy_twice_at_once(soak.platform)
+
+
 def _bad(soak, step):
     names = soak.platform.containers().keys()
     with soak.platform.service_changed(step.service, **SICK):
@@ -269,6 +276,7 @@ def _minion_killed_meanwhile(soak, step):
 
 KINDS = {
     "change": _changed,
+    "two deploys": _twice,
     "bad version": _bad,
     "rollback": _rollback,
     "limit": _limit,
