@@ -1,14 +1,14 @@
 """
 Whether this process has stood still, as one does that is frozen or whose host was suspended.
 
-Who waits for it has given up meanwhile, and what was said to it since then may be lost.
+Who waits for it has given up meanwhile, and what was said to it since then comes late or never.
 """
 
 import os
 import threading
 import time
 
-LIMIT = 15  # seconds; after a shorter one it still hears what was said
+LIMIT = 15  # seconds; after a shorter one nobody has given up yet
 _PAUSE = 1
 _watches = {}  # by process: a fork has its own
 
