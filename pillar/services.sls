@@ -165,7 +165,7 @@ llm:
     max_pending: 1024         # requests that wait for a connection; more are refused
     max_requests: 1024        # under way at once; more are refused
     retry_budget: 50          # percent of the requests under way that may be further tries
-    min_retries: 100          # further tries at once in any case: all that waited for a dead replica
+    min_retries: 100          # further tries at once in any case: what waited for a dead replica
     check_interval: 2s        # between two health checks
     failures: 5               # on end, and a replica is left out
     ejection: 5s              # for so long the first time, then for longer

@@ -124,10 +124,10 @@ def frozen(pid):
 
 
 @contextlib.contextmanager
-def own_clock(daemon, path):
+def own_clock(platform, path):
     """
-    Start ``daemon`` again with a clock of its own, which file ``path`` tells; give a function that
-    sets it so many seconds ahead of the machine's. What it starts has the same clock.
+    Start the minion again with a clock of its own, which file ``path`` tells; give a function that
+    sets it so many seconds ahead of the machine's. What the minion runs has the same clock.
     """
 
     def ahead(seconds):
@@ -136,23 +136,20 @@ def own_clock(daemon, path):
         new.replace(path)
 
     def start(environ):
-        daemon.terminate()
-        daemon.environ = environ
-        daemon.start()
+        platform.minion.environ = environ
+        platform.kill_minion()
 
     ahead(0)
-    usual = daemon.environ
+    usual = platform.minion.environ
     library = next(pathlib.Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))
-    start(
-        usual
-        | {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(path),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # nor does a clock that jumps
-        }
-    )
+    own = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(path),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # as a clock that is set wrong leaves it alone
+    }
     try:
+        start(usual | own)
         yield ahead
     finally:
         start(usual)
