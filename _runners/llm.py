@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import time
+from typing import Annotated, Literal
 
 # Salt puts the folder of its utils on sys.path while it loads a module, live and synced alike.
+import llm_argument
 import llm_catalogue
 import llm_completion
 import llm_keyring
@@ -31,6 +33,7 @@ import llm_source
 import salt.client
 import salt.output
 import salt.utils.crypt
+from annotated_types import Ge, Gt, Le, MinLen
 from salt.exceptions import CommandExecutionError, SaltClientError, SaltInvocationError
 
 __virtualname__ = "llm"
@@ -39,6 +42,11 @@ __virtualname__ = "llm"
 def __virtual__():
     return __virtualname__
 
+
+Some = Annotated[int, Ge(1)]
+Seconds = Annotated[float, Ge(0)]
+Text = Annotated[str, MinLen(1)]
+Names = Text | Annotated[list[Text], MinLen(1)]
 
 PATIENCE = 40  # seconds; a plan that fails for want of them would stop a deploy
 SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
@@ -62,17 +70,25 @@ MISTAKES = (
 
 
 def _told(command):
-    """Make a command answer with one line where it cannot do what it is asked to."""
+    """
+    Make a command answer with a line for each mistake where it cannot do what it is asked to, also
+    where Salt would answer to wrong arguments with its help, as if nothing were wrong.
+    """
 
     @functools.wraps(command)
     def told(*arguments, **keywords):
+        given = {name: each for name, each in keywords.items() if not name.startswith("__")}
         try:
-            return command(*arguments, **keywords)
+            arguments, given = llm_argument.checked(command, arguments, given)
+            return command(*arguments, **given)
         except llm_lock.Locked as err:
             return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
         except MISTAKES as err:
             return _answer({"error": str(err)}, str(err), retcode=1)
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C: Salt would end with 0
+            return _answer({"error": "interrupted"}, "Interrupted", retcode=1)
 
+    del told.__wrapped__  # whose parameters Salt would check
     return told
 
 
@@ -87,6 +103,7 @@ def _sound(command):
     return sound
 
 
+@_told
 def check():
     """
     Check everything that stands in ``pillar/``, before any host is touched: encoding, syntax,
@@ -124,7 +141,7 @@ def _verdict(found):
 
 
 @_told
-def secret(action, name=None):
+def secret(action: Literal["list", "generate", "set"], name: Text | None = None):
     """
     Keep the secrets of ``pillar/secrets``, encrypted for this installation's keyring, which is
     made where there is none.
@@ -148,13 +165,11 @@ def secret(action, name=None):
     of ``generate`` also ``missing``: those that only a provider can give.
     """
     actions = {"list": _secret_list, "generate": _secret_generate, "set": _secret_set}
-    if action not in actions:
-        raise SaltInvocationError(f'unknown action "{action}"; there are {", ".join(actions)}')
     return _answer(*actions[action](name))
 
 
 @_told
-def client(name="default"):
+def client(name: Text = "default"):
     """
     Show what a client needs to talk to the platform. Nothing else shows a key; it is printed,
     and neither returned to the master's job cache nor to its event bus.
@@ -203,7 +218,7 @@ def status():
 
 @_told
 @_sound
-def plan(services=None):
+def plan(services: Names | None = None):
     """
     Show what a deploy would do, and why: on every host, for each service and replica, with what
     clients would notice and how long it may take at most. Touches nothing; a deploy carries out
@@ -259,7 +274,7 @@ def _foreseen(names, timeout=PATIENCE):
 
 
 @_told
-def logs(service, lines=50, errors=False, follow=False):
+def logs(service: Text, lines: Some = 50, errors: bool = False, follow: bool = False):
     """
     Show what the containers of ``service`` wrote last, on every host that carries it. Secrets are
     left out.
@@ -301,7 +316,7 @@ def logs(service, lines=50, errors=False, follow=False):
 
 
 @_told
-def verify(model=None, client="default"):
+def verify(model: Text | None = None, client: Text = "default"):
     """
     Ask the platform through its public port for a real completion, as a client does, plain and
     streamed, and show where the time went.
@@ -331,7 +346,12 @@ def verify(model=None, client="default"):
 
 @_told
 @_sound
-def deploy(services=None, version=None, wait=0, test=False):
+def deploy(
+    services: Names | None = None,
+    version: Text | None = None,
+    wait: Seconds = 0,
+    test: bool = False,
+):
     """
     Deploy what the pillar says, and tell all the time what happens: ``salt-run state.orchestrate
     orch.deploy`` with its progress, with a paragraph at its end and an exit code for each end.
@@ -362,21 +382,23 @@ def deploy(services=None, version=None, wait=0, test=False):
 
     Exit code: 0 done, 1 refused before anything was changed, 3 locked, 4 failed and taken back, 5
     failed and not taken back, 6 unknown. JSON: the record of the release as `release` returns it,
-    ``null`` where nothing was changed.
+    an empty mapping where nothing was to do.
     """
     known = _pillar()["services"]
     names = _chosen(services, known)
     knobs = llm_knob.versions(version, known)
+    if names and (left := [name for name in knobs if name not in names]):
+        raise SaltInvocationError(f"version: {', '.join(left)} is not among services")
     what = " ".join(["deploy", version] if version else ["deploy", *names])
     return _release("orch.deploy", wait, test, knobs, llm_services=names, llm_what=what)
 
 
 @_told
 @_sound
-def scale(service, replicas, wait=0, test=False):
+def scale(service: Text, replicas: Some, wait: Seconds = 0, test: bool = False):
     """
     Have another number of replicas of a service on each host that carries it. The number is written
-    to the file of the environment; nothing else is deployed.
+    to the file of the environment, and that service is deployed, no other.
 
     CLI Example:
 
@@ -400,7 +422,16 @@ def scale(service, replicas, wait=0, test=False):
 
 @_told
 @_sound
-def canary(service, weight=10, window=60, errors=1, slower=2, least=20, version=None, wait=0):
+def canary(
+    service: Text,
+    weight: Annotated[int, Ge(1), Le(100)] = 10,
+    window: Annotated[float, Gt(0)] = 60,
+    errors: Annotated[float, Ge(0)] = 1,
+    slower: Annotated[float, Ge(1)] = 2,
+    least: Some = 20,
+    version: Text | None = None,
+    wait: Seconds = 0,
+):
     """
     Try what the pillar wants of a service before it takes the place of what serves: a canary on
     each host takes a part of the requests and is compared by the mesh's own figures with the
@@ -438,8 +469,6 @@ def canary(service, weight=10, window=60, errors=1, slower=2, least=20, version=
             f"no canary of {service}: the mesh has to speak HTTP or gRPC to it, as it does to "
             + ", ".join(possible)
         )
-    if not (isinstance(weight, int) and 0 < weight <= 100):
-        raise SaltInvocationError(f"weight: found {weight}, expected a percentage from 1 to 100")
     tried = {"service": service, "weight": weight, "window": window, "least": least}
     tried |= {"errors": errors, "slower": slower}
     given = {"llm_services": [service], "llm_canary": tried, "llm_what": f"canary of {service}"}
@@ -448,7 +477,9 @@ def canary(service, weight=10, window=60, errors=1, slower=2, least=20, version=
 
 @_told
 @_sound
-def rollback(number=None, force=False, wait=0, test=False):
+def rollback(
+    number: Some | None = None, force: bool = False, wait: Seconds = 0, test: bool = False
+):
     """
     Let an earlier release serve again, or a later one: by a start of the containers that are kept,
     with their configuration and secrets. Then a client's completion proves it.
@@ -475,7 +506,7 @@ def rollback(number=None, force=False, wait=0, test=False):
 
 
 @_told
-def releases(lines=20):
+def releases(lines: Some = 20):
     """
     Show the last releases: when, who, which commit, how each ended.
 
@@ -490,12 +521,12 @@ def releases(lines=20):
 
     Exit code: 0. JSON: a list of records as `release` returns them, the last one first.
     """
-    found = _releases().all()[::-1][:lines]
+    found = [_known(each) for each in _releases().all()[::-1][:lines]]
     return _answer({"releases": found}, llm_report.releases(found))
 
 
 @_told
-def release(number):
+def release(number: Some):
     """
     Show one release in full: what it changed on which host and why, what served afterwards.
 
@@ -515,11 +546,19 @@ def release(number):
     found = _releases().read(number)
     if not found:
         raise SaltInvocationError(f"there is no release {number}; salt-run llm.releases lists them")
+    found = _known(found)
     return _answer(found, llm_report.release(found))
 
 
+def _known(record):
+    """Return ``record`` of a release as it stands, also when its process was killed since then."""
+    running = record["result"] == llm_release.RUNNING
+    ended = running and not llm_lock.lives(record["process"])
+    return llm_release.abandoned(record) if ended else record
+
+
 @_told
-def prune(keep=None, test=False):
+def prune(keep: Some | None = None, test: bool = False):
     """
     Remove from every host what nobody goes back to: images that no container and no service needs,
     and kept containers beyond a number. What serves, and what served in the last stable release
@@ -541,8 +580,6 @@ def prune(keep=None, test=False):
     Exit code: 0 done, 1 not everywhere, 3 locked. JSON: ``{"hosts": {host: {"containers":
     {container: [sentence]}, "images": {reference: bytes}}}, "problems": [sentence]}``.
     """
-    if keep is not None and not (isinstance(keep, int) and keep > 0):
-        raise SaltInvocationError(f"keep: found {keep}, expected a number from 1 on")
     hosts, function = list(_pillar()["site"]["hosts"]), "llm_retention.unneeded"
     with contextlib.ExitStack() as stack:
         if not test:
@@ -559,7 +596,7 @@ def prune(keep=None, test=False):
 
 
 @_told
-def lock(reason):
+def lock(reason: Text):
     """
     Keep everybody from changing the platform by deploys and rollbacks, until `unlock`.
 
@@ -574,12 +611,12 @@ def lock(reason):
 
     Exit code: 0 locked, 3 somebody else has it. JSON: ``{"holder": {...}}``.
     """
-    holder = _lock().take(str(reason), by_hand=True)
+    holder = _lock().take(reason, by_hand=True)
     return _answer({"holder": holder}, f"Locked: {llm_lock.told(holder)}")
 
 
 @_told
-def unlock(force=False):
+def unlock(force: bool = False):
     """
     Free the lock that `lock` took. One of a deploy that has died is free already.
 
@@ -605,7 +642,7 @@ def unlock(force=False):
 
 
 @_told
-def history(lines=20):
+def history(lines: Some = 20):
     """
     Show what was found amiss between deploys on every host, and what was done about it.
 
@@ -632,7 +669,12 @@ def history(lines=20):
 
 
 @_told
-def maintenance(name=None, reason="not said", hours=2, end=False):
+def maintenance(
+    name: Text | None = None,
+    reason: Text = "not said",
+    hours: Annotated[float, Gt(0)] = 2,
+    end: bool = False,
+):
     """
     Leave a service or a host alone for a while: what is stopped, removed or changed there by hand
     stays so. Deploys are not held off; `lock` does that. Without a name, show what is left alone.
@@ -694,11 +736,11 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
         if knobs and (mistakes := _reviewed()):
             return _verdict(mistakes)
         number = max(_free(wait).next(), _releases().next())
-        outcome = _orchestrated(orchestration, number, test, pillar)
+        outcome, interrupted = _orchestrated(orchestration, number, test, pillar)
         if test:
             text, retcode = llm_report.foreseen(outcome), outcome.get("retcode", 0)
             return shown(outcome, text, retcode=retcode)
-        answer = _ended(number, outcome)
+        answer = _ended(number, outcome, interrupted)
         if not answer["retcode"]:
             turned["keep"]()
         elif knobs:
@@ -706,17 +748,21 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
         return shown(**answer)
 
 
-def _ended(number, outcome):
+def _ended(number, outcome, interrupted):
     """Return what came of release ``number``: ``{"data", "text", "retcode"}``."""
     record = _releases().read(number)
     if record and record["process"] == llm_lock.this_process():
         text, retcode = llm_report.ended(record), ENDS[record["result"]]
         return {"data": record, "text": text, "retcode": retcode}
     failures = llm_outcome.failures(llm_outcome.found(outcome))
-    text = "\n".join(failures) or "Nothing to do: all is as declared"
+    if interrupted and not failures:
+        failures = ["Interrupted: nothing was changed"]
     if not failures:
-        return {"data": {}, "text": text, "retcode": 0}
+        return {"data": {}, "text": "Nothing to do: all is as declared", "retcode": 0}
     # A record under this number is that of somebody who was quicker.
+    if record and (holder := _lock().holder()):
+        raise llm_lock.Locked(holder)
+    text = "\n".join(failures)
     return {"data": {"error": text}, "text": text, "retcode": LOCKED if record else 1}
 
 
@@ -734,18 +780,21 @@ def _free(wait):
 def _orchestrated(orchestration, number, test, pillar):
     """
     Run an orchestration with its progress. When it is interrupted, what it has switched goes back.
+
+    Returns what the last orchestration returned, and whether there was an interruption.
     """
     orchestrate = functools.partial(__salt__["state.orchestrate"], test=test)
     with llm_progress.Progress(__opts__, number) as progress:
         try:
             if orchestration == "orch.deploy" and not test:
                 pillar = pillar | _announced(pillar, progress)
-            return orchestrate(orchestration, pillar=pillar)
+            return orchestrate(orchestration, pillar=pillar), False
         except (KeyboardInterrupt, SystemExit):
             for each in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(each, signal.SIG_IGN)
             progress.say("interrupted: what is in flight ends, then all goes back")
-            return orchestrate("orch.recover", pillar={"llm_number": number})
+            given = {"llm_number": number, "llm_why": ["it was interrupted"]}
+            return orchestrate("orch.recover", pillar=given), True
 
 
 def _announced(pillar, progress):

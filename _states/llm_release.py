@@ -130,7 +130,7 @@ def returned(name, number, release):
     return ret
 
 
-def taken_back(name, number):
+def taken_back(name, number, why=()):
     """
     Ensure that what a failed release has switched serves no more; for ``onfail``. True where all
     is as it was before, which a client's completion has proved.
@@ -147,6 +147,8 @@ def taken_back(name, number):
         A sentence.
     number
         The release.
+    why
+        What went wrong, as a list of lines, beside what has failed in this run. Default: nothing.
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     if __opts__["test"]:
@@ -155,7 +157,7 @@ def taken_back(name, number):
     states = copy.deepcopy(dict(__running__))
     truths = llm_outcome.truths(__opts__["id"], states)
     try:
-        done = __salt__["llm_release.take_back"](number, llm_outcome.failures(truths))
+        done = __salt__["llm_release.take_back"](number, [*why, *llm_outcome.failures(truths)])
     except CommandExecutionError as err:
         ret["result"] = False
         ret["comment"] = str(err)

@@ -24,7 +24,8 @@ class Locked(CommandExecutionError):
     """
 
     def __init__(self, holder):
-        super().__init__(f"the platform is locked: {told(holder)}")
+        way = "salt-run llm.unlock frees it" if holder["by_hand"] else "wait=SECONDS waits for it"
+        super().__init__(f"the platform is locked: {told(holder)}; {way}")
         self.holder = holder
 
 
@@ -178,6 +179,11 @@ def _started(pid):
 
 def _living(holder):
     """Return ``holder`` unless its process has ended."""
-    if not holder or holder["by_hand"]:
-        return holder or None
-    return holder if holder["started"] == _started(holder["pid"]) else None
+    return holder if holder and (holder["by_hand"] or lives(holder)) else None
+
+
+def lives(process):
+    """
+    Return whether a process of this machine, as `this_process` told it, has not ended yet.
+    """
+    return process["started"] == _started(process["pid"])

@@ -26,10 +26,17 @@ class Problem:
         file = file or self.file()
         path = self.path[1:] if file.endswith("site.yaml") else self.path
         where = f"{file}:{line}" if line else file
+        return f"{where}: {self.line(path, raw)}"
+
+    def line(self, path=None, raw=None):
+        """
+        Return the mistake as `text` does, without a file.
+        """
         shown = raw and not is_private(self.path)
         hint = self.hint.replace("{raw}", f'"{raw}"' if shown else "it")
         parts = [self.found, f"expected {self.expected}" if self.expected else "", hint]
-        return f"{where}: {key_path(path)}: " + "; ".join(part for part in parts if part)
+        path = self.path if path is None else path
+        return f"{key_path(path)}: " + "; ".join(part for part in parts if part)
 
     def file(self):
         """

@@ -63,7 +63,7 @@ class Releases:
         """Note of each release whose process has ended without a word that it was interrupted."""
         for record in self.all():
             if record["result"] == RUNNING:
-                self.write(record | {"result": INTERRUPTED, "why": ["its process was killed"]})
+                self.write(abandoned(record))
 
     def current(self):
         """Return the last release that is stable, which is the one that serves, or ``None``."""
@@ -139,6 +139,13 @@ def begun(number, what, who, commit, process=None):
         "changes": {},
         "hosts": {},
     }
+
+
+def abandoned(record):
+    """
+    Return ``record`` of a release whose process has ended without a word.
+    """
+    return record | {"result": INTERRUPTED, "why": ["its process was killed"]}
 
 
 def ended(record, result, why=(), **more):

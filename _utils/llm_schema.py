@@ -369,12 +369,24 @@ def flaws(section, value, path):
 
 
 def _problem(section, error, path):
-    kind, context, found = error["type"], error.get("ctx", {}), error["input"]
     where = tuple(path) + tuple(part for part in error["loc"] if part != "[key]")
-    if kind == "missing":
+    if error["type"] == "missing":
         return Problem(where, "is missing", "")
-    if kind == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         return unknown(where, "key", _keys(section, error["loc"][:-1]))
+    return problem(error, where)
+
+
+def problem(error, where):
+    """
+    Return what is wrong with a value as a ``Problem``.
+
+    error
+        As pydantic tells it.
+    where
+        Its place, as a tuple of keys.
+    """
+    kind, context, found = error["type"], error.get("ctx", {}), error["input"]
     if kind == "llm":
         return Problem(where, described(found, where), context["expected"], context["hint"])
     if kind == "literal_error":
@@ -382,7 +394,8 @@ def _problem(section, error, path):
         choices = [name or flag.lower() for name, flag in choices]
         hint = guess(found, choices)
         return Problem(where, described(found, where), f"one of {', '.join(choices)}", hint)
-    expected = _EXPECTED.get(kind, error["msg"]).format(**context)
+    limits = {key: f"{of:g}" if isinstance(of, float) else of for key, of in context.items()}
+    expected = _EXPECTED.get(kind, error["msg"]).format(**limits)
     if kind in _CONTAINERS and isinstance(found, str):  # perhaps a secret in the wrong place
         return Problem(where, "found a string", expected)
     hint = ""
@@ -399,9 +412,12 @@ _EXPECTED = {
     "string_type": "a string",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
     "finite_number": "a number",
     "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "dict_type": "a mapping (key: value)",
     "model_type": "a mapping (key: value)",
     "model_attributes_type": "a mapping (key: value)",
@@ -410,6 +426,7 @@ _EXPECTED = {
     "greater_than": "more than {gt}",
     "less_than_equal": "at most {le}",
     "too_short": "at least {min_length} of them",
+    "string_too_short": "some text",
 }
 
 

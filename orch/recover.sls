@@ -6,5 +6,6 @@ The pillar is sound:
 What release {{ pillar.get('llm_number', 0) }} has switched goes back:
   llm_release.taken_back:
     - number: {{ pillar.get('llm_number', 0) }}
+    - why: {{ pillar.get('llm_why', []) | json }}
     - require:
       - llm_config: The pillar is sound

@@ -171,14 +171,18 @@ def test_container_that_falls_sick_after_its_gate(platform, client, before):
 
 
 def test_deploy_that_is_ended_before_it_changes_anything(platform, client, before):
-    process = start(platform, "llm.deploy")
-    heard(process, "node1: preflight")
-    os.kill(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 1, said
-    assert "was refused" in said
-    assert platform.containers() == before
-    assert completion(client)
+    for moment, number, words in (
+        ("plan: ", signal.SIGINT, "Interrupted: nothing was changed|it was interrupted"),
+        ("node1: preflight", signal.SIGTERM, r"was refused.*\n  it was interrupted"),
+    ):
+        process = start(platform, "llm.deploy")
+        heard(process, moment)
+        os.kill(process.pid, number)
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 1, said
+        assert re.search(words, said), said
+        assert platform.containers() == before
+        assert completion(client)
 
 
 def test_deploy_that_is_ended_during_its_verification(platform, client):

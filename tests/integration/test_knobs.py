@@ -57,13 +57,14 @@ def test_scale_up_and_down(platform):
     ("arguments", "words"),
     [
         (["llm.scale", "cache", "2"], "services.cache.replicas: found 2; expected 1"),
-        (["llm.scale", "rate-limiter", "many"], "services.rate-limiter.replicas: "),
+        (["llm.scale", "rate-limiter", "many"], 'replicas: found "many"; expected a whole number'),
         (["llm.scale", "haed", "2"], 'unknown service "haed"; did you mean "head"'),
         (["llm.deploy", "version=head"], 'version: found "head", expected SERVICE:VERSION'),
         (["llm.deploy", "services=haed"], 'unknown service "haed"'),
+        (["llm.deploy", "version=head:1", "services=tail"], "version: head is not among services"),
         (["llm.canary", "cache"], "no canary of cache: the mesh has to speak HTTP or gRPC"),
-        (["llm.prune", "keep=0"], "keep: found 0, expected a number from 1 on"),
-        (["llm.canary", "head", "weight=101"], "weight: found 101, expected a percentage"),
+        (["llm.prune", "keep=0"], "keep: found 0; expected at least 1"),
+        (["llm.canary", "head", "weight=101"], "weight: found 101; expected at most 100"),
     ],
 )
 def test_what_cannot_be_asked_for(platform, arguments, words):

@@ -1,4 +1,3 @@
-import inspect
 import io
 import json
 from types import SimpleNamespace
@@ -63,12 +62,40 @@ def generated(llm, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["check", "secret", "client", "status", "plan", "logs"])
-def test_commands_keep_their_arguments_for_salt(command):
-    function = getattr(llm_runner, command)
-    assert salt.utils.args.get_function_argspec(function).args == list(
-        inspect.signature(function).parameters
-    )
+@pytest.mark.parametrize(
+    ("command", "arguments", "keywords", "lines"),
+    [
+        (
+            "deploy",
+            (),
+            {"sevices": "head"},
+            ['unknown argument "sevices"; did you mean "services"?'],
+        ),
+        ("deploy", (), {"services": ""}, ['services: found ""; expected some text']),
+        ("deploy", (), {"wait": "abc"}, ['wait: found "abc"; expected a number']),
+        ("deploy", (), {"wait": -3}, ["wait: found -3; expected at least 0"]),
+        ("status", ("head",), {}, ['found "head" after the last of 0 arguments']),
+        ("logs", (), {"lines": 0}, ["service: is missing", "lines: found 0; expected at least 1"]),
+        ("scale", ("head", "many"), {}, ['replicas: found "many"; expected a whole number']),
+        ("canary", ("head",), {"window": "1m"}, ['window: found "1m"; expected a number']),
+        ("canary", ("head", 101), {}, ["weight: found 101; expected at most 100"]),
+        ("rollback", ("abc",), {}, ['number: found "abc"; expected a whole number']),
+        ("prune", (), {"test": "maybe"}, ['test: found "maybe"; expected true or false']),
+        ("lock", ("",), {}, ['reason: found ""; expected some text']),
+        ("maintenance", ("head",), {"hours": 0}, ["hours: found 0; expected more than 0"]),
+    ],
+)
+def test_wrong_arguments_are_told_and_not_answered_with_help(
+    llm, context, command, arguments, keywords, lines
+):
+    answer = getattr(llm, command)(*arguments, **keywords, __pub_user="root")
+    assert answer["retcode"] == context["retcode"] == 1
+    assert answer["error"].splitlines() == lines
+
+
+def test_salt_leaves_arguments_to_the_commands():
+    spec = salt.utils.args.get_function_argspec(llm_runner.deploy)
+    assert (spec.args, bool(spec.varargs), bool(spec.keywords)) == ([], True, True)
 
 
 def test_check_shows_the_fingerprint_of_a_key_that_waits(llm, generated, tmp_path, event, capsys):
@@ -120,7 +147,7 @@ def test_secret_set_takes_standard_input(
         (("set", "providers.a b"), "is no name of a secret"),
         (("generate", "providers.openai"), "only its provider can give"),
         (("generate", "head.kye"), 'did you mean "head.key"?'),
-        (("frobnicate",), "there are list, generate, set"),
+        (("frobnicate",), "expected one of list, generate, set"),
     ],
 )
 def test_secret_refuses(llm, typed, context, capsys, arguments, expected):
