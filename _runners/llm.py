@@ -87,6 +87,8 @@ def _told(command):
             return _answer({"error": str(err)}, str(err), retcode=1)
         except (KeyboardInterrupt, SystemExit):  # Ctrl-C: Salt would end with 0
             return _answer({"error": "interrupted"}, "Interrupted", retcode=1)
+        except TypeError as err:  # a fault of ours, which Salt would take for a wrong argument
+            raise RuntimeError(str(err)) from err
 
     del told.__wrapped__  # whose parameters Salt would check
     return told
@@ -521,7 +523,7 @@ def releases(lines: Some = 20):
 
     Exit code: 0. JSON: a list of records as `release` returns them, the last one first.
     """
-    found = [_known(each) for each in _releases().all()[::-1][:lines]]
+    found = [_as_it_stands(each) for each in _releases().all()[::-1][:lines]]
     return _answer({"releases": found}, llm_report.releases(found))
 
 
@@ -546,11 +548,11 @@ def release(number: Some):
     found = _releases().read(number)
     if not found:
         raise SaltInvocationError(f"there is no release {number}; salt-run llm.releases lists them")
-    found = _known(found)
+    found = _as_it_stands(found)
     return _answer(found, llm_report.release(found))
 
 
-def _known(record):
+def _as_it_stands(record):
     """Return ``record`` of a release as it stands, also when its process was killed since then."""
     running = record["result"] == llm_release.RUNNING
     ended = running and not llm_lock.lives(record["process"])

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import llm_catalogue
+import llm_lock
+import llm_release
 import llm_secret
 import pytest
 import salt.client
@@ -462,3 +464,12 @@ def test_a_command_says_in_one_line_that_the_master_is_stopped(
     monkeypatch.setitem(llm_runner.__opts__, "conf_file", "master")
     assert getattr(llm, command)(*arguments)["retcode"] == context["retcode"] == 1
     assert capsys.readouterr().out == f"{words}\n"
+
+
+def test_release_whose_process_was_killed_is_told_as_interrupted(llm, tmp_path, monkeypatch):
+    process, kept = llm_lock.this_process(), llm_release.Releases(tmp_path / "releases")
+    monkeypatch.setattr(llm_runner, "_releases", lambda: kept)
+    for number, started in ((1, "earlier"), (2, process["started"])):
+        kept.write(llm_release.begun(number, "deploy", "root", "", process | {"started": started}))
+    assert [each["result"] for each in llm.releases()["releases"]] == ["running", "interrupted"]
+    assert llm.release(1)["why"] == ["its process was killed"]
