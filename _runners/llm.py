@@ -806,7 +806,8 @@ def _announced(pillar, progress):
     Raises ``SaltInvocationError`` when a canary has nothing to try.
     """
     data = _foreseen(pillar["llm_services"], timeout=15)  # who is silent is missed later on
-    progress.say(f"plan: {llm_report.outcome(data['summary'], data['problems'])}")
+    for said in (llm_report.outcome(data["summary"], data["problems"]), *data["problems"]):
+        progress.say(f"plan: {said}")
     hosts = data["hosts"]
     if canary_ := pillar.get("llm_canary"):
         tried = [host["services"].get(canary_["service"], {}) for host in hosts.values()]
