@@ -15,8 +15,8 @@ def __virtual__():
 
 def foreseen(services=None):
     """
-    Return what a deploy would do on this host, from the very plans that it carries out. Touches
-    nothing.
+    Return what a deploy would do on this host, from the very plans that it carries out; it tries
+    anew what was taken back. Touches nothing.
 
     CLI Example:
 
@@ -98,14 +98,14 @@ def _deployed():
 
 def _service(name, tier, engine):
     service = __salt__["llm_config.service"](name)
-    specs = __salt__["llm_service.specs"](name)
+    specs = __salt__["llm_service.specs"](name, anew=True)
     plan = __salt__["llm_container.plan"](specs, engine_expected=False)
     here = __salt__["llm_container.list"](name) if engine else []
     wanted = {spec["replica"]: None for spec in specs} | {
         each["replica"]: each["name"] for each in here if each["replica"] <= len(specs)
     }
     running = {each["name"] for each in here if each["state"] == "running"}
-    pending = __salt__["llm_files.pending"](name)
+    pending = __salt__["llm_files.pending"](name, anew=True)
     return {
         "tier": tier,
         **llm_outlook.service(plan, service, wanted, running),

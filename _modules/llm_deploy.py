@@ -278,7 +278,38 @@ def go_to(number, release, wanted):
     """
     if why := fence(number):
         raise CommandExecutionError(why)
-    return _go(wanted, _snapshot(release, "after"), number, f"release {release} comes back")
+    return _go(wanted, _snapshot(release, "after"), number, _coming(release))
+
+
+def obstacles(release, wanted):
+    """
+    Return why what served at the end of ``release`` cannot serve again, nothing where it can.
+    Touches nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.obstacles 12 '{head: {"1": {digest: "v1:..."}}}'
+
+    release, wanted
+        As of `go_to`.
+
+    Returns a list of sentences, of all services at once.
+    """
+    specs, found = [], []
+    for service, replicas in wanted.items():
+        try:
+            specs += _pinned(service, replicas, _coming(release))[0]
+        except CommandExecutionError as err:
+            found.append(f"{service}: {err}")
+    plan = __salt__["llm_container.plan"](specs)
+    return found + plan["conflicts"] + plan["missing"]
+
+
+def _coming(release):
+    """Return why a container of ``release`` serves again."""
+    return f"release {release} comes back"
 
 
 def tell(text):
@@ -311,10 +342,12 @@ def refused(service):
 
     Returns ``{"why": str, "wishes": {replica: hash}, "digests": {replica: digest or None},
     "files": {file: fingerprint}}``: where the pillar still asks for one of the wishes, the
-    container with that digest stays, or none. A deploy that is under way tries all anew.
+    container with that digest stays, or none. A deploy that is under way, or is only tested, tries
+    all anew.
     """
-    found = (_read("refused.json") or {}).get(service)
-    return found if found and (current() or {}).get("state") != llm_release.RUNNING else None
+    if __pillar__.get("llm_deploy") or (current() or {}).get("state") == llm_release.RUNNING:
+        return None
+    return (_read("refused.json") or {}).get(service)
 
 
 def _changed(number):
@@ -368,7 +401,8 @@ def _go(wanted, snapshot, number, why):
 
 def _pinned(service, replicas, why):
     """Return specs that name the containers of ``replicas``, and what the pillar asks for."""
-    asked = {str(spec["replica"]): spec for spec in __salt__["llm_service.specs"](service)}
+    specs = __salt__["llm_service.specs"](service, anew=True)
+    asked = {str(spec["replica"]): spec for spec in specs}
     wishes = {replica: llm_spec.wish(llm_spec.completed(spec)) for replica, spec in asked.items()}
     any_of_them = next(iter(asked.values()))
     specs = []

@@ -205,7 +205,7 @@ def _folders(name):
     }
 
 
-def pending(name):
+def pending(name, anew=False):
     """
     Return the files of service ``name`` that are not on this host as they should be.
 
@@ -215,10 +215,15 @@ def pending(name):
 
         salt '*' llm_files.pending head
 
+    name
+        Its name.
+    anew
+        Also those that were taken back, as a deploy tries them. Default: ``False``.
+
     Returns ``{file: "create" | "change"}``.
     """
     found = _rendered(name)
-    refused = (__salt__["llm_deploy.refused"](name) or {}).get("files", {})
+    refused = {} if anew else (__salt__["llm_deploy.refused"](name) or {}).get("files", {})
     changes = {}
     for kind, place in _folders(name).items():
         for file, text in found[kind].items():

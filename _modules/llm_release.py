@@ -232,7 +232,8 @@ def _taken_back(number):
 
 def go_to(number, release):
     """
-    Let what served at the end of ``release`` serve again on every host, the last tier first.
+    Let what served at the end of ``release`` serve again on every host, the last tier first. Where
+    something of it is no longer there, nothing is switched anywhere.
 
     CLI Example:
 
@@ -249,27 +250,67 @@ def go_to(number, release):
 
     Raises ``CommandExecutionError`` with what cannot go back; `take_back` is for the rest.
     """
-    hosts = _releases().target(release, force=True)["hosts"]
+    if found := obstacles(release):
+        raise CommandExecutionError("\n".join(found))
     changes = {}
-    _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
 
     def go(host, wanted):
-        said, silent = _ask([host], "llm_deploy.go_to", number, release, wanted)
-        answer = said.get(host)
-        if silent or _failed(answer):
-            raise CommandExecutionError(f"{host}: {answer or 'does not answer'}")
+        answer = _answered(host, "llm_deploy.go_to", number, release, wanted)
         changes.setdefault(host, {}).update(answer["changes"])
         return [f"{host}: {error}" for error in answer["errors"]]
 
-    steps = [
+    if errors := _in_turn(_ways(release, __salt__["llm_config.tiers"]()[::-1]), go):
+        raise CommandExecutionError("\n".join(errors))
+    return {host: found for host, found in changes.items() if found}
+
+
+def obstacles(release):
+    """
+    Return why what served at the end of ``release`` cannot serve again on every host, nothing where
+    it can. Touches nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call llm_release.obstacles 12
+
+    release
+        The release to go to.
+
+    Returns a list of sentences, of all hosts and services at once.
+    """
+    _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
+    services = [name for tier in reversed(__salt__["llm_config.tiers"]()) for name in tier]
+    found = []
+    for host, wanted in _ways(release, [services]):
+        try:
+            said = _answered(host, "llm_deploy.obstacles", release, wanted)
+        except CommandExecutionError as err:
+            found.append(str(err))
+        else:
+            found += [f"{host}: {sentence}" for sentence in said]
+    return found
+
+
+def _ways(release, tiers):
+    """Return for each of ``tiers`` and each host what served of it at the end of ``release``."""
+    hosts = _releases().target(release, force=True)["hosts"]
+    return [
         (host, wanted)
-        for tier in reversed(__salt__["llm_config.tiers"]())
+        for tier in tiers
         for host, served in hosts.items()
         if (wanted := {service: served[service] for service in tier if service in served})
     ]
-    if errors := _in_turn(steps, go):
-        raise CommandExecutionError("\n".join(errors))
-    return {host: found for host, found in changes.items() if found}
+
+
+def _answered(host, function, *arguments):
+    """Return what ``host`` answered; raise ``CommandExecutionError`` where it failed or did not."""
+    said, silent = _ask([host], function, *arguments)
+    answer = said.get(host)
+    if silent or _failed(answer):
+        raise CommandExecutionError(f"{host}: {answer or 'does not answer'}")
+    return answer
 
 
 def _in_turn(steps, act):

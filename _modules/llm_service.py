@@ -15,7 +15,7 @@ def __virtual__():
     return __virtualname__
 
 
-def specs(name):
+def specs(name, anew=False):
     """
     Return the specs of the containers of service ``name`` on this host, one per replica.
 
@@ -24,6 +24,12 @@ def specs(name):
     .. code-block:: bash
 
         salt '*' llm_service.specs head
+
+    name
+        Its name.
+    anew
+        Also of what was taken back, as a deploy tries it. Default: ``False``, see
+        `llm_deploy.refused`.
 
     Each is a mapping as `llm_container.running` takes it: sizes in bytes, durations in seconds,
     mounts with their folders on the host, fingerprints in place of secrets.
@@ -57,7 +63,7 @@ def specs(name):
     }
     spec["edited"] = sorted(__salt__["llm_files.pending"](name).keys() & digests["files"].keys())
     specs = [spec | {"replica": replica} for replica in range(1, service["replicas"] + 1)]
-    refused = __salt__["llm_deploy.refused"](name)
+    refused = None if anew else __salt__["llm_deploy.refused"](name)
     return list(_allowed(specs, refused)) if refused else specs
 
 

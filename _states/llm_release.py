@@ -118,12 +118,15 @@ def returned(name, number, release):
         The release to go to.
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": f"Release {release} serves"}
-    if __opts__["test"]:
-        ret["result"] = None
-        ret["comment"] = f"Release {release} would serve"
-        return ret
     try:
-        ret["changes"] = __salt__["llm_release.go_to"](number, release)
+        if not __opts__["test"]:
+            ret["changes"] = __salt__["llm_release.go_to"](number, release)
+        elif found := __salt__["llm_release.obstacles"](release):
+            ret["result"] = False
+            ret["comment"] = "\n".join(found)
+        else:
+            ret["result"] = None
+            ret["comment"] = f"Release {release} would serve"
     except CommandExecutionError as err:
         ret["result"] = False
         ret["comment"] = str(err)

@@ -337,13 +337,15 @@ class _Planner:
             if found.restart != "no":
                 why = [f"restart policy {found.restart} → no, for it is parked"]
                 self.add("update", found, why, [_step("update", found.id, body=_NEVER)])
-        for found in replica.surplus + replica.parked[len(last) :]:
-            why = ["later ones are kept"]
+        for found in replica.surplus:
+            self.add("remove", found, ["another serves in its place"], self.removed(found))
+        for found in replica.parked[len(last) :]:
+            why = [f"only {spec['keep']} kept to go back to"]
             self.add("remove", found, why, self.removed(found))
 
     def again(self, spec):
         """Return why a kept container serves again."""
-        return spec["pinned"]["why"] if spec["pinned"] else "it fits again"
+        return spec["pinned"]["why"] if spec["pinned"] else "its spec is wanted again"
 
     def lost(self, replica):
         """Note that the container which shall serve again is not there, or not fit to."""
@@ -352,8 +354,8 @@ class _Planner:
         names = ", ".join(sorted(map(self.name, kept))) or "none"
         self.conflicts.append(
             f"Replica {spec['replica']} of {spec['service']} cannot go back "
-            f"({spec['pinned']['why']}): its container is no longer fit on this host; "
-            f"there are: {names}"
+            f"({spec['pinned']['why']}): its container is gone from this host or no longer "
+            f"fit; there are: {names}"
         )
 
     def mend(self, spec, target, policy):

@@ -74,10 +74,13 @@ def llm_change(configure_loader, platform, folders):
         "llm_image.reference": lambda image: f"llm/{image}:tag",
         "llm_model.need": create_autospec(llm_model.need),
         "llm_network.find": create_autospec(llm_network.find, return_value=found),
-        "llm_service.specs": lambda name: [
-            {"service": name, "replica": replica + 1}
-            for replica in range(services[name]["replicas"])
-        ],
+        "llm_service.specs": create_autospec(
+            llm_service.specs,
+            side_effect=lambda name, anew: [
+                {"service": name, "replica": replica + 1}
+                for replica in range(services[name]["replicas"])
+            ],
+        ),
         "file.directory_exists": folders.__contains__,
     }
     return configure_loader(llm_change_module, salt=salt)
@@ -114,6 +117,12 @@ def test_foreseen_is_the_plan_that_is_carried_out(llm_change):
     llm_change.__salt__["llm_container.digest"].assert_any_call(NOTHING | {"operations": [REPLACE]})
 
 
+def test_foreseen_is_what_a_deploy_does_with_what_was_taken_back(llm_change):
+    llm_change.foreseen("head")
+    for function in ("llm_service.specs", "llm_files.pending"):
+        llm_change.__salt__[function].assert_called_once_with("head", anew=True)
+
+
 @pytest.mark.parametrize(
     ("services", "named"),
     [("head", {"head"}), (["tail", "head"], {"head", "tail"}), ("old", {"old"}), ("nix", set())],
@@ -135,7 +144,7 @@ def test_foreseen_of_what_is_outside(llm_change):
 
 def test_foreseen_tells_live_files_from_those_read_at_the_start(llm_change):
     pending = {"bootstrap.yaml": "change", "listeners.yaml": "create"}
-    llm_change.__salt__["llm_files.pending"].side_effect = lambda name: (
+    llm_change.__salt__["llm_files.pending"].side_effect = lambda name, anew: (
         pending if name == "tail" else {}
     )
     tail = llm_change.foreseen()["services"]["tail"]

@@ -256,7 +256,8 @@ def test_plan_replaces_what_was_told_to_be_left(host, envoy, tmp_path):
 
 def test_plan_keeps_only_the_last_one_parked(host):
     for memory in ("1g", "2g", "3g"):
-        host.apply(HEAD | {"memory": memory})
+        done = host.apply(HEAD | {"memory": memory})["changes"]
+    assert done["llm-head-1-g1"] == ["remove: only 1 kept to go back to"]
     assert host.state() == {"llm-head-1-g2": "exited", "llm-head-1-g3": "running"}
 
 
@@ -265,7 +266,7 @@ def test_plan_goes_back_by_a_start(host):
     host.apply(HEAD | {"memory": "2g"})
     host.engine.calls.clear()
     assert host.apply(HEAD | {"memory": "1g"})["changes"] == {
-        "llm-head-1-g1": ["replace: llm-head-1-g2: it fits again, memory 2g → 1g"]
+        "llm-head-1-g1": ["replace: llm-head-1-g2: its spec is wanted again, memory 2g → 1g"]
     }
     assert ("start", "llm-head-1-g1") in host.engine.calls
     assert host.state() == {"llm-head-1-g1": "running", "llm-head-1-g2": "exited"}

@@ -334,7 +334,7 @@ def test_take_back_that_cannot_be(llm_deploy, plan, kind):
 
 def test_take_back_goes_on_with_the_others(llm_deploy, containers, plan):
     """All go side by side, unless there is no way for one of them."""
-    llm_deploy.__salt__["llm_service.specs"].side_effect = lambda name: [
+    llm_deploy.__salt__["llm_service.specs"].side_effect = lambda name, anew: [
         {"service": name, "image": name, "replica": 1}
     ]
     containers.append(container(1, service="head"))
@@ -365,11 +365,16 @@ def test_take_back_asks_an_engine_that_is_away_once(llm_deploy, containers):
     assert llm_deploy.take_back(7, ["tail", "head"])["errors"] == ["no engine"]
 
 
-def test_refused_is_tried_again_by_the_next_deploy(llm_deploy, plan):
+def _take_back(llm_deploy, plan):
+    """Let deploy 7 change the tail, and take it back."""
     llm_deploy.begin(7)
     llm_deploy.touch()
     plan["operations"] = [{"do": "replace", "service": "tail"}]
     llm_deploy.take_back(7, ["tail"])
+
+
+def test_refused_is_tried_again_by_the_next_deploy(llm_deploy, plan):
+    _take_back(llm_deploy, plan)
     llm_deploy.end(7, "taken back")
     assert llm_deploy.refused("tail")
     llm_deploy.begin(8)
@@ -379,6 +384,44 @@ def test_refused_is_tried_again_by_the_next_deploy(llm_deploy, plan):
     llm_deploy.begin(9)
     llm_deploy.end(9, "done")
     assert llm_deploy.refused("tail") is None
+
+
+def test_refused_is_tried_again_by_a_deploy_that_is_only_tested(llm_deploy, plan):
+    _take_back(llm_deploy, plan)
+    llm_deploy.end(7, "taken back")
+    llm_deploy.__pillar__["llm_deploy"] = 8
+    assert llm_deploy.refused("tail") is None
+
+
+def test_take_back_remembers_what_the_pillar_asks_for_and_not_what_was_refused_before(
+    llm_deploy, plan
+):
+    _take_back(llm_deploy, plan)
+    llm_deploy.__salt__["llm_service.specs"].assert_called_once_with("tail", anew=True)
+
+
+def test_obstacles_of_all_services_at_once(llm_deploy, plan, live):
+    def specs(name, anew):
+        if name == "head":
+            raise CommandExecutionError("no secret head.key")
+        return [SPEC | {"replica": 1}]
+
+    plan |= {"conflicts": ["its container is gone"], "missing": ["no network"]}
+    llm_deploy.__salt__["llm_service.specs"].side_effect = specs
+    wanted = {name: {"1": {"digest": f"v1:{name}"}} for name in ("tail", "head", "cache")}
+    live.write_text("two")
+    assert llm_deploy.obstacles(7, wanted) == [
+        "head: no secret head.key",
+        "its container is gone",
+        "no network",
+    ]
+    ((planned,), _) = llm_deploy.__salt__["llm_container.plan"].call_args
+    assert [each["pinned"] for each in planned] == [
+        {"digest": f"v1:{name}", "why": "release 7 comes back"} for name in ("tail", "cache")
+    ]
+    llm_deploy.__salt__["llm_container.execute"].assert_not_called()
+    assert llm_deploy.current() is None
+    assert live.read_text() == "two"
 
 
 def test_go_to_an_earlier_release(llm_deploy, plan, live):

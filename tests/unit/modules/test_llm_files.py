@@ -213,6 +213,7 @@ def test_pending_leaves_out_the_live_file_that_was_taken_back(llm_files, refused
     assert llm_files.pending("head") == {"routes.yaml": "change"}
     refused["head"] = {"files": llm_files.fingerprints("head")}
     assert llm_files.pending("head") == {}
+    assert llm_files.pending("head", anew=True) == {"routes.yaml": "change"}
     secrets["clients"] = {"default": "canary-4"}
     _afresh(llm_files)
     assert llm_files.pending("head") == {"routes.yaml": "change"}

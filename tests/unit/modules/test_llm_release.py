@@ -22,6 +22,7 @@ class Hosts:
             "llm_deploy.end": {"changes": {"llm-tail-1-g1": ["pids 1 → 2"]}, "services": SERVED},
             "llm_deploy.take_back": {"begun": True, "changes": {}, "errors": []},
             "llm_deploy.go_to": {"changes": {}, "errors": []},
+            "llm_deploy.obstacles": [],
             "saltutil.refresh_pillar": True,
         }
         self.silent = set()
@@ -269,6 +270,29 @@ def test_go_to_what_needs_something_that_goes_back_later(llm_release, hosts):
     assert [list(wanted) for _, _, wanted in hosts.asked_for("go_to")] == [
         ["tail"], ["cache"], ["tail"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [["head is gone", "tail is gone"], "ERROR: no engine", None])
+def test_go_to_where_something_is_gone_switches_nothing(llm_release, hosts, platform, answer):
+    """Every host is asked of all its services, and what each says is told."""
+    platform["site"]["hosts"] |= {"node2": {"address": "127.0.0.2"}}
+    hosts.answers["llm_deploy.end"] |= {"services": SERVED | {"cache": SERVED["tail"]}}
+    llm_release.begin(1, "deploy")
+    llm_release.finish(1)
+    llm_release.begin(2, "rollback to 1")
+    hosts.answers["llm_deploy.obstacles"] = answer
+    if not answer:
+        hosts.silent |= {"node1", "node2"}
+    said = answer if isinstance(answer, list) else [answer or "does not answer"]
+    with pytest.raises(CommandExecutionError) as raised:
+        llm_release.go_to(2, 1)
+    assert str(raised.value).splitlines() == [
+        f"{host}: {each}" for host in ("node1", "node2") for each in said
+    ]
+    wanted = {"tail": SERVED["tail"], "cache": SERVED["tail"]}
+    assert hosts.asked_for("obstacles") == 2 * [(1, wanted)]
+    assert [*wanted] == [*hosts.asked_for("obstacles")[0][1]]
+    assert hosts.asked_for("go_to") == []
 
 
 @pytest.mark.parametrize(

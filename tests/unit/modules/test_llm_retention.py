@@ -10,7 +10,7 @@ from _modules import llm_retention as llm_retention_module
 
 
 def operation(do, container):
-    return {"do": do, "container": container, "sentence": f"{do}: later ones are kept"}
+    return {"do": do, "container": container, "sentence": f"{do}: only 1 kept to go back to"}
 
 
 @pytest.fixture

@@ -136,6 +136,7 @@ def test_specs_of_what_was_taken_back_name_what_serves_instead(llm_service, plat
         {"digest": "v1:old", "why": "so it is"},
         {"digest": "v1:older", "why": "so it is"},
     ]
+    assert llm_service.specs("head", anew=True) == specs
     platform["services"]["head"]["memory"] *= 2
     assert llm_service.specs("head") == [each | {"memory": 2 * each["memory"]} for each in specs]
 

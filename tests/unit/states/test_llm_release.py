@@ -6,7 +6,7 @@ from salt.exceptions import CommandExecutionError
 from _modules import llm_release as llm_release_module
 from _states import llm_release as llm_release_state
 
-FUNCTIONS = ("lock", "begin", "finish", "go_to", "take_back")
+FUNCTIONS = ("lock", "begin", "finish", "go_to", "obstacles", "take_back")
 STEPS = {
     "salt_|-tail is healthy_|-x_|-state": {
         "__id__": "tail is healthy", "result": False, "comment": "tail is sick", "__run_num__": 1,
@@ -64,6 +64,7 @@ def test_recorded_without_a_host(llm_release, called, testmode):
 
 def test_returned(llm_release, called, testmode):
     called("go_to").return_value = {"node1": {"llm-tail-1-g1": ["…"]}}
+    called("obstacles").return_value = []
     ret = llm_release.returned("5 serves", 7, 5)
     assert ret["result"] is (None if testmode else True)
     assert ret["changes"] == ({} if testmode else called("go_to").return_value)
@@ -71,7 +72,10 @@ def test_returned(llm_release, called, testmode):
 
 def test_returned_that_cannot_be(llm_release, called, testmode):
     called("go_to").side_effect = CommandExecutionError("it is gone")
-    assert llm_release.returned("5 serves", 7, 5)["result"] is (None if testmode else False)
+    called("obstacles").return_value = ["it is gone"]
+    ret = llm_release.returned("5 serves", 7, 5)
+    assert (ret["result"], ret["comment"]) == (False, "it is gone")
+    assert called("go_to").called is not testmode
 
 
 @pytest.mark.parametrize(
