@@ -147,20 +147,39 @@ def test_refused_release_changes_nothing(platform):
 
 def test_rollback_and_forward_again(platform, client):
     first = running(platform, "rate-limiter")
+    found = json.loads(platform.run("llm.releases", "--out=json").stdout)["releases"]
+    number = next(str(each["number"]) for each in found if each["stable"])
     with platform.service_changed("rate-limiter", pids=306):
-        number = release(platform)["number"]
+        release(platform)
         second = running(platform, "rate-limiter")
-        record = release(platform, command="llm.rollback")
-        assert record["what"].startswith("rollback to ")
+        record = release(platform, number, command="llm.rollback")
+        assert record["what"] == f"rollback to {number}"
         assert running(platform, "rate-limiter") == first
         assert completion(client)
+        # It does not come again of itself; a deploy brings it, which is what the plan says.
         assert platform.apply("rate-limiter") == {}
-        release(platform, str(number), command="llm.rollback")
+        planned = platform.run("llm.plan", check=False)
+        assert planned.returncode == 2, planned.stdout
+        assert "its spec is wanted again, pids 256 → 306" in " ".join(planned.stdout.split())
+        done = platform.run("llm.deploy")
+        assert "plan: 1 to replace, 6 unchanged" in done.stderr
+        assert "The world has moved" not in done.stdout + done.stderr
         assert running(platform, "rate-limiter") == second
         assert completion(client)
+        _refused_without(platform, first, number)
         assert "no release 99999 to go to" in release(
             platform, "99999", command="llm.rollback", code=1
         )["error"]  # fmt: skip
+
+
+def _refused_without(platform, name, number):
+    """Remove the container ``name`` that is kept: no rollback to its release switches anything."""
+    before = platform.containers()
+    docker("rm", name)
+    record = release(platform, number, command="llm.rollback", code=1)
+    assert (record["result"], record["changes"]) == ("refused", {})
+    assert "node1: Replica 1 of rate-limiter cannot go back" in "\n".join(record["why"])
+    assert platform.containers() == before
 
 
 def test_lock_by_hand(platform):
