@@ -19,6 +19,7 @@ from salt.exceptions import CommandExecutionError
 __virtualname__ = "llm_canary"
 
 POLL = 5  # seconds; so often an Envoy adds up its times
+COLD = 1 / 4  # of the window, at most, in which times do not count yet
 TIMEOUT = 15  # seconds until a host is asked whether it is still at it
 
 
@@ -161,7 +162,9 @@ def end(service):
 def watch(service, hosts, window=60, least=20, errors=1.0, slower=2.0):
     """
     Watch from the master how the canaries of ``service`` do on ``hosts``, by the figures of their
-    meshes.
+    meshes. Errors count from the first request on, times once the canaries are warm: after 10
+    requests each, or a quarter of the window. Both sides are judged by the same quantile, the
+    highest of p99, p90 and median beyond which 10 requests of either lie.
 
     CLI Example:
 
@@ -180,17 +183,22 @@ def watch(service, hosts, window=60, least=20, errors=1.0, slower=2.0):
     errors
         Percentage points by which their share of errors may be higher. Default: 1.
     slower
-        How many times as long their p99 may be. Default: 2.
+        How many times as long they may take, at that quantile. Default: 2.
 
-    Returns the figures, ``{"old": ..., "canary": {"requests", "errors", "p99": milliseconds}}``.
+    Returns the figures, ``{"old": ..., "canary": {"requests", "errors", "quantile": its name,
+    "time": milliseconds}}``.
 
     Raises ``CommandExecutionError`` when they do worse, as soon as errors leave no doubt of it.
     """
     before, end_ = _asked(hosts, service), time.monotonic() + window
+    warm, is_warm = before, False
     while True:
         left = max(0.0, end_ - time.monotonic())
         time.sleep(min(POLL, left))
-        found = llm_canary.since(before, _asked(hosts, service))
+        now = _asked(hosts, service)
+        if not is_warm and end_ - time.monotonic() > window * (1 - COLD):
+            warm, is_warm = now, llm_canary.is_warm(before, now, len(hosts))
+        found = llm_canary.since(before, now, warm)
         _tell(f"{service}: {llm_canary.words(found)}; {left:.0f} s left")
         # Times are added up late, and those of the last requests would be missed.
         if left == 0 or llm_canary.is_lost(found, errors):

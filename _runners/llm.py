@@ -455,7 +455,8 @@ def canary(
     errors
         Percentage points by which its share of errors may be higher. Default: 1.
     slower
-        How many times as long its p99 may be. Default: 2.
+        How many times as long it may take, at the quantile that its requests bear (see
+        `llm_canary.watch`). Default: 2.
     least
         Requests that it must have had by the end. Default: 20.
     version, wait

@@ -75,7 +75,7 @@ def proved(name, hosts, **limits):
 
     .. code-block:: yaml
 
-        The canary of head does well:
+        The canary of head is compared with what serves:
           llm_canary.proved:
             - name: head
             - hosts: [node1]

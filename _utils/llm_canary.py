@@ -13,6 +13,9 @@ import llm_world
 
 FIRST = f"{llm_world.CANARY}-first"  # behind a service's name, the cluster of what a canary takes
 EARLY = 3  # errors of which so many are enough, whatever the time that is left
+WARM = 10  # requests after which a canary's caches and connections are no longer cold
+QUANTILES = {"p99": 99, "p90": 90, "median": 50}  # percent of the requests that are as quick
+BEYOND = 10  # requests that have to be slower, or a quantile is but the luck of a few
 NOISE = 25  # milliseconds by which two times may differ that mean the same
 NOTHING = {"requests": 0, "errors": 0, "times": {}}
 _STATISTIC = re.compile(r"cluster\.(.+?)\.(retry\.)?upstream_rq_(completed|4xx|5xx|time)")
@@ -83,23 +86,66 @@ def _numbered(times):
     return {float(bound): count for bound, count in times.items()}
 
 
-def since(before, now):
+def is_warm(before, now, canaries):
     """
-    Return what happened from figures ``before`` to those of ``now``, with ``p99`` in milliseconds
-    (``None`` without requests) in place of ``times``.
+    Return whether each of so many ``canaries`` has had requests enough from figures ``before`` to
+    those of ``now`` that the next ones tell how quick it is.
     """
-    found = {}
-    for side, counts in now.items():
-        old = before[side]
-        times = {
-            bound: count - old["times"].get(bound, 0) for bound, count in counts["times"].items()
+    return _number(_times(before, now)["canary"]) >= WARM * canaries
+
+
+def since(before, now, warm=None):
+    """
+    Return what happened from figures ``before`` to those of ``now``.
+
+    warm
+        The figures since which times count, for the canary was cold. Where it has had few requests
+        since then, and by default, all count.
+
+    Returns ``{"old": counts, "canary": counts}`` with ``requests``, ``errors``, ``quantile``, which
+    of `QUANTILES` both were judged by, and ``time``, what it is in milliseconds (``None`` without
+    requests).
+    """
+    times = _times(warm or before, now)
+    if _number(times["canary"]) < WARM:
+        times = _times(before, now)
+    judged = bearable(min(map(_number, times.values())))
+    return {
+        side: {
+            "requests": counts["requests"] - before[side]["requests"],
+            "errors": counts["errors"] - before[side]["errors"],
+            "quantile": judged,
+            "time": quantile(times[side], QUANTILES[judged] / 100),
         }
-        found[side] = {
-            "requests": counts["requests"] - old["requests"],
-            "errors": counts["errors"] - old["errors"],
-            "p99": quantile(times, 0.99),
+        for side, counts in now.items()
+    }
+
+
+def _times(before, now):
+    """Return the times of each side that came from figures ``before`` to those of ``now``."""
+    return {
+        side: {
+            bound: count - before[side]["times"].get(bound, 0)
+            for bound, count in counts["times"].items()
         }
-    return found
+        for side, counts in now.items()
+    }
+
+
+def _number(times):
+    """Return of how many requests ``times`` tell."""
+    return max(times.values(), default=0)
+
+
+def bearable(requests):
+    """
+    Return the highest of `QUANTILES` that so many ``requests`` bear: `BEYOND` of them are slower.
+    The median is borne by any number.
+    """
+    borne = (
+        name for name, percent in QUANTILES.items() if requests * (100 - percent) >= BEYOND * 100
+    )
+    return next(borne, "median")
 
 
 def quantile(times, share):
@@ -129,7 +175,7 @@ def flaws(found, errors, slower):
     errors
         Percentage points by which its share of errors may be higher.
     slower
-        How many times as long its p99 may be.
+        How many times as long its time may be, at the quantile that was judged.
     """
     old, canary, reasons = found["old"], found["canary"], []
     shares = [each["errors"] / max(1, each["requests"]) * 100 for each in (old, canary)]
@@ -138,12 +184,13 @@ def flaws(found, errors, slower):
             f"errors: found {canary['errors']} of {canary['requests']} ({shares[1]:.1f} %), "
             f"expected at most {shares[0] + errors:.1f} %, that is {errors:g} above the old one's"
         )
-    if None not in (old["p99"], canary["p99"]):
-        most = old["p99"] * slower + NOISE
-        if canary["p99"] > most:
+    if None not in (old["time"], canary["time"]):
+        most = old["time"] * slower + NOISE
+        if canary["time"] > most:
             reasons.append(
-                f"p99: found {canary['p99']:.0f} ms, expected at most {most:.0f} ms, that is "
-                f"{slower:g} times the old one's {old['p99']:.0f} ms"
+                f"{canary['quantile']}: found {canary['time']:.0f} ms, expected at most "
+                f"{most:.0f} ms, that is {slower:g} times the old one's {old['time']:.0f} ms and "
+                f"{NOISE} ms"
             )
     return reasons
 
@@ -161,7 +208,8 @@ def words(found):
     """
 
     def side(counts):
-        p99 = "-" if counts["p99"] is None else f"{counts['p99']:.0f} ms"
-        return f"{counts['requests']} requests, {counts['errors']} errors, p99 {p99}"
+        time = "-" if counts["time"] is None else f"{counts['time']:.0f} ms"
+        kinds = f"{counts['requests']} requests, {counts['errors']} errors"
+        return f"{kinds}, {counts['quantile']} {time}"
 
     return f"the canary {side(found['canary'])}; the old one {side(found['old'])}"

@@ -21,14 +21,14 @@ The pillar is sound:
 {%- if canary %}
 {%- set hosts_of_canary = salt['llm_config.hosts'](canary.service) %}
 {{ step('A canary of ' ~ canary.service ~ ' runs', ['canary.running'], hosts_of_canary) }}
-The canary of {{ canary.service }} does well:
+The canary of {{ canary.service }} is compared with what serves:
   llm_canary.proved:
     - name: {{ canary.service }}
     - hosts: {{ hosts_of_canary | json }}
     {%- for limit in ('window', 'least', 'errors', 'slower') if limit in canary %}
     - {{ limit }}: {{ canary[limit] }}
     {%- endfor %}
-    {{- requires('The canary of ' ~ canary.service ~ ' does well', 'llm_canary') }}
+    {{- requires('The canary of ' ~ canary.service ~ ' is compared with what serves', 'llm_canary') }}
 {% endif %}
 
 {%- for tier in salt['llm_config.tiers']() %}

@@ -1,3 +1,5 @@
+import itertools
+import types
 from unittest.mock import create_autospec
 
 import llm_canary as llm_canary_util
@@ -134,6 +136,21 @@ def test_watch(llm_canary, pairs, words):
         return
     with pytest.raises(CommandExecutionError, match=words):
         llm_canary.watch("head", ["node1"], window=0)
+
+
+def test_watch_leaves_out_how_slow_a_canary_was_while_cold(llm_canary, monkeypatch):
+    clock = types.SimpleNamespace(monotonic=itertools.count().__next__, sleep=lambda seconds: None)
+    monkeypatch.setattr(llm_canary_module, "time", clock)
+    nothing = {"requests": 0, "errors": 0, "times": {}}
+    cold = nothing | {"requests": 15, "times": {5.0: 0, 2000.0: 15}}
+    warm = nothing | {"requests": 60, "times": {5.0: 45, 2000.0: 60}}
+    old = nothing | {"requests": 90, "times": {5.0: 90}}
+    pairs = [(nothing, nothing), (nothing, cold), *[(old, warm)] * 20]
+    llm_canary.__salt__["saltutil.cmd"].side_effect = [
+        {"node1": {"ret": {"old": before, "canary": canary}}} for before, canary in pairs
+    ]
+    found = llm_canary.watch("head", ["node1"], window=20)
+    assert found["canary"] == {"requests": 60, "errors": 0, "quantile": "median", "time": 2.5}
 
 
 def test_watch_ends_early_when_there_is_no_doubt(llm_canary):

@@ -182,7 +182,7 @@ def test_canary_is_proved_before_its_service_is_deployed(compiler, compile_pilla
     first = ids.index("A canary of head runs")
     assert ids[first : first + 4] == [
         "A canary of head runs",
-        "The canary of head does well",
+        "The canary of head is compared with what serves",
         "head is healthy",
         "The canary of head is gone",
     ]
