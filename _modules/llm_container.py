@@ -16,6 +16,7 @@ import re
 import time
 
 import llm_catalogue
+import llm_diagnosis
 import llm_engine
 import llm_execution
 import llm_plan
@@ -467,7 +468,7 @@ def _drain(container, timeout, admin, routed):
 
 def logs(service, lines=50, errors=False, since=None, times=False):
     """
-    Return what the containers of ``service`` wrote last, without secrets.
+    Return what the containers of ``service`` wrote last, without secrets and without colours.
 
     CLI Example:
 
@@ -493,7 +494,8 @@ def logs(service, lines=50, errors=False, since=None, times=False):
     values = [llm_catalogue.secret(secrets, name) for name in llm_catalogue.secret_names(secrets)]
     found = {}
     for each in list_(service):
-        text = "\n".join(engine.logs(each["id"], lines, since, times))
+        said = "\n".join(engine.logs(each["id"], lines, since, times)).splitlines()
+        text = "\n".join(map(llm_diagnosis.plain, said))
         read = __salt__["llm_health.redacted"](text, values).splitlines()
         found[each["name"]] = [line for line in read if not errors or _ERROR.search(line)]
     return found

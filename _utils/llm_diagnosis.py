@@ -68,9 +68,16 @@ def log(engine, container, lines=50):
         How many. Default: 50.
     """
     try:
-        return [CONTROL.sub("", line) for line in engine.logs(container, lines)]
+        return [plain(line) for line in engine.logs(container, lines)]
     except CommandExecutionError as err:
         return [f"(the log cannot be read: {err})"]
+
+
+def plain(line):
+    """
+    Return ``line`` without colours and what else a terminal would obey.
+    """
+    return CONTROL.sub("", line)
 
 
 def _crashed(found, before):

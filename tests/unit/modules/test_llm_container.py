@@ -719,6 +719,14 @@ def test_logs_hide_secrets_and_choose_errors(host):
     }
 
 
+def test_logs_have_no_colours_also_around_a_secret(host):
+    host.apply(HEAD)
+    said = ["\x1b[92mone\x1b[0m", "", "10 %\r20 %", "t\x1b[1mwo"]
+    with patch.object(host.engine, "logs", autospec=True, return_value=said):
+        shown = llm_container_module.logs("head")["llm-head-1-g1"]
+    assert shown == ["one", "", "10 %", "20 %", "[redacted]"]
+
+
 def pinned(host, name, why="release 2 was taken back"):
     """What a spec says for the container ``name`` to serve in place of it."""
     found = {each["name"]: each for each in llm_container_module.list_(parked=True)}
