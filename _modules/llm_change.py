@@ -3,6 +3,7 @@ What a deploy would change on this host, and what that means for those who use i
 """
 
 import llm_outlook
+import llm_watch
 from llm_size import rounded
 from salt.exceptions import CommandExecutionError
 
@@ -40,6 +41,7 @@ def foreseen(services=None):
       latter replace nothing.
     - ``certificate``: why it would be made or renewed; ``routes``: whether requests would go
       elsewhere although no container changes.
+    - ``maintenance``: why the watch leaves it alone, which a deploy does not heed, or ``None``.
     - ``traffic``: ``{"effect", "seconds"}``; the effect is ``none``, ``gap`` (for at most so many
       seconds), ``starts`` or ``ends``.
     - ``seconds``: how long it may take at most; ``digest``: what tells its plan from another.
@@ -114,8 +116,14 @@ def _service(name, tier, engine):
         "certificate": __salt__["llm_certificate.flaws"](name) if service["certificate"] else [],
         "routes": engine and not plan["operations"] and _misrouted(service),
         "digest": __salt__["llm_container.digest"](plan),
+        "maintenance": _maintained(name),
         "conflicts": plan["conflicts"],
     }
+
+
+def _maintained(name):
+    host = __salt__["llm_config.platform"]()["host"]
+    return llm_watch.held(__salt__["llm_watch.maintenance"](), name, host)
 
 
 def _misrouted(service):
@@ -136,6 +144,7 @@ def _outside(name):
         "live_files": {},
         "certificate": [],
         "routes": False,
+        "maintenance": None,
         "digest": __salt__["llm_container.digest"](plan),
         "conflicts": plan["conflicts"],
     }

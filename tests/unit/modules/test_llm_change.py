@@ -15,6 +15,7 @@ from _modules import (
     llm_network,
     llm_preflight,
     llm_service,
+    llm_watch,
 )
 from _modules import llm_change as llm_change_module
 
@@ -45,6 +46,7 @@ ANSWERS = {  # of a host on which all is as declared
     llm_network: {"overlaps": []},
     llm_preflight: {"check": []},
     llm_service: {"outside": []},
+    llm_watch: {"maintenance": {}},
 }
 
 
@@ -105,9 +107,21 @@ def test_foreseen_of_nothing_to_do(llm_change):
         "live_files": {},
         "certificate": [],
         "routes": False,
+        "maintenance": None,
         "digest": "d",
     }
     assert list(found["services"]) == CARRIED
+
+
+@pytest.mark.parametrize(("left", "concerned"), [("head", ["head"]), ("node1", CARRIED)])
+def test_foreseen_says_what_is_in_maintenance(llm_change, left, concerned):
+    entry = {"reason": "a look", "until": 1_800_000_000}
+    llm_change.__salt__["llm_watch.maintenance"].return_value = {left: entry}
+    said = f"maintenance of {left} until 2027-01-15T08:00:00+00:00: a look"
+    services = llm_change.foreseen()["services"]
+    assert {name: each["maintenance"] for name, each in services.items()} == dict.fromkeys(
+        CARRIED
+    ) | dict.fromkeys(concerned, said)
 
 
 def test_foreseen_is_the_plan_that_is_carried_out(llm_change):
