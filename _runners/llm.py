@@ -30,6 +30,7 @@ import llm_report
 import llm_review
 import llm_secret
 import llm_source
+import llm_watch
 import salt.client
 import salt.output
 import salt.utils.crypt
@@ -313,7 +314,8 @@ def logs(service: Text, lines: Some = 50, errors: bool = False, follow: bool = F
     answers = _asked(there, "llm_container.logs", service, **arguments)
     found = {name: said for answer in answers.values() for name, said in answer.items()}
     silent = sorted(set(hosts) - answers.keys())
-    text = "\n".join([*llm_report.log(found), *(f"{host}: no answer" for host in silent)])
+    told = llm_report.errors(found, lines) if errors else llm_report.log(found)
+    text = "\n".join([*told, *(f"{host}: no answer" for host in silent)])
     return _answer(found, text, retcode=1 if silent else 0)
 
 
@@ -700,7 +702,7 @@ def maintenance(
         End it. Default: ``False``.
 
     Exit code: 0 done, 1 not, or a host did not answer. JSON: ``{"maintenance": {host: {name:
-    {"reason", "until"}}}, "silent": [host]}``, after what was asked is done.
+    {"reason", "until": ISO 8601}}}, "silent": [host]}``, after what was asked is done.
     """
     hosts = list(_pillar()["site"]["hosts"])
     asked = _concerned(name) if name else []
@@ -710,8 +712,15 @@ def maintenance(
         done = _asked(asked, "llm_watch.maintain", name, reason, hours=hours)
     found = _asked(hosts, "llm_watch.maintenance")
     silent = [host for host in hosts if host not in found or host in set(asked) - done.keys()]
-    data = {"maintenance": found, "silent": silent}
-    return _answer(data, llm_report.maintenance(data), retcode=1 if silent else 0)
+    text = llm_report.maintenance({"maintenance": found, "silent": silent})
+    shown = {
+        host: {
+            what: each | {"until": llm_watch.written(each["until"])}
+            for what, each in entries.items()
+        }
+        for host, entries in found.items()
+    }
+    return _answer({"maintenance": shown, "silent": silent}, text, retcode=1 if silent else 0)
 
 
 def _concerned(name):
@@ -810,6 +819,8 @@ def _announced(pillar, progress):
     for said in (llm_report.outcome(data["summary"], data["problems"]), *data["problems"]):
         progress.say(f"plan: {said}")
     hosts = data["hosts"]
+    for line in llm_report.unheeded(hosts):
+        progress.say(line)
     if canary_ := pillar.get("llm_canary"):
         tried = [host["services"].get(canary_["service"], {}) for host in hosts.values()]
         if not any(each["action"] == "replace" for of in tried for each in of.get("actions", ())):

@@ -8,6 +8,7 @@ import math
 import re
 import sys
 
+import llm_outlook
 import llm_size
 import llm_watch
 
@@ -59,7 +60,8 @@ def table(title, columns, rows):
 
 def status(hosts):
     """
-    Return the table of ``{host: {service: ...}}`` as `llm_service.status` returns its part.
+    Return the table of ``{host: {service: ...}}`` as `llm_service.status` returns its part, and
+    below it why the watch does nothing for those that are marked with a star.
     """
     columns = ["Host", "Service", "Version", "Image", ">Healthy", ">Up", ">Restarts"]
     columns += [">Memory", ">CPU"]
@@ -70,25 +72,32 @@ def status(hosts):
             continue
         for name, found in services.items():
             colour = "green" if found["healthy"] == found["wanted"] else "red"
+            star = " *" if found["watch"] else ""
             rows.append(
                 [
                     host,
                     name,
                     found["version"] or "-",
                     found["image"] or "-",
-                    f"[{colour}]{found['healthy']} of {found['wanted']}[/]{_watched(found)}",
+                    f"[{colour}]{found['healthy']} of {found['wanted']}[/]{star}",
                     age(found["since"]),
                     str(found["restarts"]),
                     " of ".join(llm_size.rounded(found[key]) for key in ("memory", "memory_limit")),
                     f"{found['cpus']:.2f} of {found['cpus_limit']:g}",
                 ]
             )
-    return table(None, columns, rows)
+    lines = [f"* {line}" for line in _noted(hosts, "watch")]
+    return "\n".join([table(None, columns, rows), *lines])
 
 
-def _watched(found):
-    """Return why the watch does nothing for a service, where that is so."""
-    return f"\n{_plain(found['watch'])}" if found["watch"] else ""
+def _noted(hosts, key):
+    """Return the lines on services with a note under ``key``, one of each note and host."""
+    named = {}
+    for host, services in hosts.items():
+        for name, found in (services or {}).items():
+            if found.get(key):
+                named.setdefault((host, " ".join(found[key].split())), []).append(name)
+    return [f"{host}: {', '.join(names)}: {why}" for (host, why), names in named.items()]
 
 
 RESULTS = {"done": "green", "refused": "yellow", "taken back": "yellow", "running": "cyan"}
@@ -189,8 +198,27 @@ def plan(found):
         if rows := [*_preparations(foreseen), *_services(foreseen)]:
             columns = ["Tier", "Service", "Do", "Why", "Clients notice", ">At most"]
             parts.append(table(f"[bold]{host}[/]", columns, rows))
+    parts += unheeded(found["hosts"])
     parts += [f"Problem: {problem}" for problem in found["problems"]]
     return "\n".join([*parts, outcome(found["summary"], found["problems"])])
+
+
+def unheeded(hosts):
+    """
+    Return the lines on what is in maintenance and changed all the same.
+
+    hosts
+        ``{host: what llm_change.foreseen returned}``.
+    """
+    changed = {
+        host: {
+            name: service
+            for name, service in foreseen["services"].items()
+            if llm_outlook.is_changed(service)
+        }
+        for host, foreseen in hosts.items()
+    }
+    return [f"{line}; a deploy does not heed it" for line in _noted(changed, "maintenance")]
 
 
 def _preparations(foreseen):
@@ -342,15 +370,24 @@ def completion(found):
 
 def log(containers):
     """
-    Return the lines of ``{container: [line]}``, each with its container when there are several,
-    and without colours.
+    Return the lines of ``{container: [line]}``, each with its container when there are several.
     """
     several = len(containers) > 1
     return [
-        COLOURS.sub("", f"{name}: {line}" if several else line)
+        f"{name}: {line}" if several else line
         for name, lines in containers.items()
         for line in lines
     ]
+
+
+def errors(containers, lines):
+    """
+    Return the lines of ``{container: [line]}`` that were found among the last ``lines`` of each,
+    and of those that have none a sentence.
+    """
+    quiet = [name for name, said in containers.items() if not said]
+    none = f"No errors in the last {lines} lines of {', '.join(quiet)}"
+    return log(containers) + ([none] if quiet else [])
 
 
 def unseen(container, lines, shown):

@@ -244,7 +244,7 @@ def test_client_asked_by_an_orchestration_shows_nothing(llm, generated, capsys):
 
 
 def test_logs_followed_until_salt_makes_ctrl_c_an_exit(llm, capsys, context, monkeypatch):
-    one, two = "2026-01-01T00:00:01Z \x1b[92mone\x1b[0m", "2026-01-01T00:00:02Z two"
+    one, two = "2026-01-01T00:00:01Z one", "2026-01-01T00:00:02Z two"
     said = [{"node1": {"llm-head-1-g1": lines}} for lines in ([one], [one, two], [])]
     asked = create_autospec(llm_runner._asked, side_effect=[{"node1": True}, *said, SystemExit(0)])
     monkeypatch.setattr(llm_runner, "_asked", asked)
@@ -253,6 +253,14 @@ def test_logs_followed_until_salt_makes_ctrl_c_an_exit(llm, capsys, context, mon
     assert capsys.readouterr().out.split() == ["one", "two"]
     assert context["retcode"] == 0
     assert asked.call_args.kwargs["lines"] == 1000
+
+
+def test_logs_without_an_error_say_so(llm, capsys, context, monkeypatch):
+    said = [{"node1": True}, {"node1": {"llm-head-1-g1": []}}]
+    monkeypatch.setattr(llm_runner, "_asked", create_autospec(llm_runner._asked, side_effect=said))
+    llm.logs("head", lines=70, errors=True)
+    assert capsys.readouterr().out == "No errors in the last 70 lines of llm-head-1-g1\n"
+    assert context["retcode"] == 0
 
 
 def test_status_asks_the_hosts_that_answer_once_they_know_the_pillar(
@@ -337,6 +345,15 @@ def test_maintenance_is_for_who_carries_the_service(llm, hosts, context, capsys,
     assert context["retcode"] == 0
 
 
+def test_maintenance_for_programs_has_times_as_all_else(as_json, llm, hosts, capsys):
+    entry = {"reason": "why", "until": 1_800_000_000}
+    hosts["llm_watch.maintain"] = {}
+    hosts["llm_watch.maintenance"] = {"node1": {"head": entry}, "node2": {}}
+    llm.maintenance()
+    said = entry | {"until": "2027-01-15T08:00:00+00:00"}
+    assert json.loads(capsys.readouterr().out)["maintenance"]["node1"] == {"head": said}
+
+
 def test_maintenance_ends(llm, hosts, context, capsys):
     hosts["llm_watch.resume"] = {"node1": True}
     hosts["llm_watch.maintenance"] = {"node1": {}, "node2": {}}
@@ -370,6 +387,7 @@ SERVICE = {
     "live_files": {},
     "certificate": [],
     "routes": False,
+    "maintenance": None,
     "digest": "d",
 }
 SAME = {"preparations": [], "services": {"head": SERVICE}, "problems": []}

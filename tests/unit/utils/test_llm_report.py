@@ -140,11 +140,36 @@ def test_unseen_of_two_streams_that_were_written_at_once():
     assert llm_report.unseen("a", [f"{THREE} three"], shown) == []
 
 
-def test_status_says_why_a_service_is_not_looked_after():
+def test_status_says_below_the_table_why_services_are_not_looked_after():
     service = {"version": "1", "image": "llm/head:1", "healthy": 0, "wanted": 1, "since": None}
     service |= dict.fromkeys(("restarts", "memory", "memory_limit", "cpus", "cpus_limit"), 0)
+    held = "maintenance of node1 until 2027-01-15T08:00:00+00:00: a closer [look]\nat it"
     shown = llm_report.status({"node1": {
-        "head": service | {"watch": "given up"}, "tail": service | {"watch": None},
-    }})  # fmt: skip
-    assert shown.count("given up") == 1
-    assert "None" not in shown
+        "head": service | {"watch": held}, "tail": service | {"watch": None},
+        "mesh": service | {"watch": "given up"}, "cache": service | {"watch": held},
+    }, "node2": None}).splitlines()  # fmt: skip
+    starred = [line.split()[1] for line in shown if "0 of 1 *" in line]
+    assert starred == ["head", "mesh", "cache"]
+    assert shown[-2:] == [
+        f"* node1: head, cache: {held.replace(chr(10), ' ')}",
+        "* node1: mesh: given up",
+    ]
+
+
+def test_plan_says_what_is_in_maintenance_and_changed_all_the_same(found):
+    services = found["hosts"]["node1"]["services"]
+    for name in ("head", "cache"):
+        services[name]["maintenance"] = f"maintenance of {name} until noon: a look"
+    services["cache"]["actions"] = [action("none")]
+    lines = llm_report.plan(found).splitlines()
+    assert [line for line in lines if "maintenance" in line] == [
+        "node1: head: maintenance of head until noon: a look; a deploy does not heed it"
+    ]
+
+
+def test_errors_are_shown_and_where_there_are_none_that_is_said():
+    assert llm_report.errors({"a": ["an error"], "b": [], "c": []}, 50) == [
+        "a: an error",
+        "No errors in the last 50 lines of b, c",
+    ]
+    assert llm_report.errors({"a": ["an error"]}, 50) == ["an error"]
