@@ -9,6 +9,7 @@ import types
 import pytest
 
 from _modules import llm_canary as llm_canary_module
+from _modules import llm_mesh as llm_mesh_module
 from tests.functional.envoy.conftest import OTHER_HEAD
 from tests.support import upstream
 
@@ -19,7 +20,10 @@ REQUESTS = 200
 def llm_canary(edge):
     """The module, on the host of the edge."""
     canary = {"state": "running", "restarts": 0}
-    with edge.module(llm_canary_module, **{"llm_container.list": lambda name: [canary]}) as module:
+    with edge.module(llm_mesh_module) as mesh:
+        admin = mesh.sockets("mesh")
+    more = {"llm_container.list": lambda name: [canary], "llm_mesh.sockets": lambda envoy: admin}
+    with edge.module(llm_canary_module, **more) as module:
         yield module
 
 
