@@ -13,7 +13,7 @@ from salt.exceptions import CommandExecutionError
 __virtualname__ = "llm_drain"
 
 SETTLED = 2  # seconds in which callers notice a closed listener: so often they ask names and health
-QUIET = 1  # seconds without a request, after which none comes any more
+QUIET = 1  # seconds in which nothing is under way, after which nothing comes any more
 POLL = 0.1  # seconds
 _ESTABLISHED, _LISTENING = "01", "0A"  # of /proc/net/tcp
 
@@ -43,6 +43,11 @@ def wait(container, timeout=60, admin=None, routed=True):
         Whether callers are led away from it by endpoint files. If not, because they find it by name
         or port, it first takes no more connections. Default: ``True``.
 
+    A client may ask on a kept connection in the moment in which the container is ended. An Envoy is
+    therefore to have none any more: each ends with its next answer, or when it was idle for
+    ``requests.connection`` and 5 s more, in which Envoy says so. The mesh is to have no request:
+    our own services keep their connections to it, and ask again.
+
     Returns how many requests or connections are left when the time is over, else 0.
 
     Raises ``CommandExecutionError`` when a caller knows no other one in its place; then it was told
@@ -55,7 +60,9 @@ def wait(container, timeout=60, admin=None, routed=True):
             ends = found["NetworkSettings"]["Networks"].values()
             _succeeded({llm_world.address_of(end) for end in ends} - {""})
         _begin(pathlib.Path(admin), routed, min(SETTLED, timeout))
-    return _finished(found["State"]["Pid"], admin, deadline)
+    if admin:
+        return _finished(lambda: _under_way(admin, routed), deadline)
+    return _finished(lambda: _connections(found["State"]["Pid"]), deadline)
 
 
 def _succeeded(addresses, timeout=30):
@@ -88,11 +95,11 @@ def _begin(admin, routed, settled):
     llm_envoy.told(admin, "/healthcheck/fail")
 
 
-def _finished(pid, admin, deadline):
-    """Return what is under way at ``deadline``, or 0 as soon as it was quiet for a while."""
+def _finished(under_way, deadline):
+    """Return ``under_way()`` at ``deadline``, or 0 as soon as it was that for a while."""
     busy = time.monotonic()
     while True:
-        left = _requests(admin) if admin else _connections(pid)
+        left = under_way()
         now = time.monotonic()
         if left:
             busy = now
@@ -101,11 +108,13 @@ def _finished(pid, admin, deadline):
         time.sleep(POLL)
 
 
-def _requests(admin):
-    """Return how many requests an Envoy answers; where it only passes bytes on, its connections."""
+def _under_way(admin, routed):
+    """Return how many connections an Envoy has; of the mesh, how many requests it answers."""
     answer = llm_envoy.asked(admin, "/stats?format=json&filter=downstream_(rq|cx)_active$") or {}
     numbers = {each["name"]: each["value"] for each in answer.get("stats", ()) if "name" in each}
     kinds = {"http.": "downstream_rq_active", "listener.": "downstream_cx_active"}
+    if routed:
+        del kinds["http."]
     for start, end in kinds.items():
         own = [
             value

@@ -2,16 +2,20 @@
 Every service is replaced in its turn while clients ask: none of them notices.
 """
 
+import http.client
+import itertools
 import json
+import ssl
 import threading
 import time
+import urllib.parse
 import uuid
 
 import pytest
 import yaml
 
 from tests.support.load import WORKERS, Load
-from tests.support.operator import gateway, unlimited_client
+from tests.support.operator import gateway, unlimited_client, until
 from tests.support.platform import docker
 from tests.support.upstream import Upstream
 
@@ -78,6 +82,58 @@ class Answer(threading.Thread):
             self.started.set()
 
 
+class Regular(threading.Thread):
+    """
+    A client that asks now and then, on two connections in turn, as long as its context lasts. Each
+    is thus idle for 3 s, and taken for well if its last answer did not say that it ends.
+    ``answers`` is how many there were, right or wrong; ``failures`` is what was wrong.
+    """
+
+    def __init__(self, settings):
+        super().__init__()
+        place = urllib.parse.urlsplit(settings["base_url"])
+        context = ssl.create_default_context(cafile=settings["ca_file"])
+        self.connections = [
+            http.client.HTTPSConnection(place.netloc, context=context, timeout=60) for _ in range(2)
+        ]
+        self.path = f"{place.path}/models"
+        self.headers = {"Authorization": f"Bearer {settings['api_key']}"}
+        self.answers, self.failures, self.over = 0, [], threading.Event()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *given):
+        self.over.set()
+        self.join()
+        for connection in self.connections:
+            connection.close()
+
+    def run(self):
+        for connection in itertools.cycle(self.connections):
+            if self.over.wait(1.5):
+                break
+            self._ask(connection)
+            self.answers += 1
+
+    def _ask(self, connection):
+        try:
+            connection.request("GET", self.path, headers=self.headers)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                self.failures.append(answer.status)
+        except (http.client.HTTPException, OSError) as err:
+            self.failures.append(repr(err))
+            connection.close()
+
+    def flow(self):
+        """Return once it has asked on each connection from now on."""
+        so_far = self.answers
+        until(lambda: self.answers > so_far + len(self.connections))
+
+
 def change(platform, service, **knobs):
     """Change a service so that each of its containers has to be replaced."""
     platform.change_service(service, environment={"REPLACED": uuid.uuid4().hex}, **knobs)
@@ -132,6 +188,16 @@ def test_answer_and_requests_on_the_way_survive(platform, settings, model, servi
     assert "\n".join(str(outcome) for outcome in load.failures) == ""
     assert answer.pieces == [f"{number} " for number in range(model.sent)]
     assert len(answer.pieces) > 15, "it was over before"
+
+
+def test_kept_connection_ends_with_an_answer(platform, settings):
+    with Regular(settings) as client:
+        for _ in range(2):
+            client.flow()
+            change(platform, "tail")
+            replace(platform, "tail")
+        client.flow()
+    assert client.failures == []
 
 
 @pytest.mark.parametrize("service", ["model-proxy", "cache"])

@@ -10,11 +10,14 @@ from salt.exceptions import CommandExecutionError
 from _modules import llm_drain as llm_drain_module
 from _modules import llm_mesh
 
+CONNECTIONS = "listener.0.0.0.0_4000.downstream_cx_active"
 STATS = {
+    "http.admin.downstream_cx_active": 1,
     "http.admin.downstream_rq_active": 7,
+    "http.head.downstream_cx_active": 9,
     "http.head.downstream_rq_active": 0,
     "http.rate-limiter.downstream_rq_active": 0,
-    "listener.0.0.0.0_4000.downstream_cx_active": 9,
+    CONNECTIONS: 9,
     "listener.0.0.0.0_4000.worker_0.downstream_cx_active": 9,
     "listener.admin.downstream_cx_active": 1,
 }
@@ -68,7 +71,8 @@ def admin(tmp_path):
         yield admin
 
 
-def test_wait_for_an_envoy_that_nobody_asks_anything(llm_drain, admin, tmp_path):
+def test_wait_for_an_envoy_that_nobody_is_connected_to(llm_drain, admin, tmp_path):
+    admin.stats[CONNECTIONS] = 0
     assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path)) == 0
     assert admin.orders == ["/healthcheck/fail"]
     assert (tmp_path / "drained").exists()
@@ -80,25 +84,29 @@ def test_wait_for_an_envoy_that_is_found_by_name(llm_drain, admin, health):
     assert admin.orders == ["/drain_listeners", "/healthcheck/fail"]
 
 
-def test_wait_lets_requests_come_to_their_end(llm_drain, admin):
-    admin.stats["http.head.downstream_rq_active"] = 3
+@pytest.mark.parametrize(
+    ("name", "routed"), [("http.head.downstream_rq_active", False), (CONNECTIONS, True)]
+)
+def test_wait_lets_what_is_under_way_come_to_its_end(llm_drain, admin, name, routed):
+    """Of the mesh that is a request, of tail also a connection on which none is."""
+    admin.stats[name] = 3
     started = time.monotonic()
-    threading.Timer(0.3, lambda: admin.stats.update({"http.head.downstream_rq_active": 0})).start()
-    assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path)) == 0
+    threading.Timer(0.3, lambda: admin.stats.update({name: 0})).start()
+    assert llm_drain.wait("llm-envoy-1-g1", admin=str(admin.path), routed=routed) == 0
     # Busy for 0.3 s, then quiet for 0.2 s from the last busy look on, a poll or two before.
     assert time.monotonic() - started >= 0.48
 
 
 def test_wait_has_its_limit(llm_drain, admin):
-    admin.stats["http.head.downstream_rq_active"] = 3
-    assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path), timeout=0.2) == 3
+    assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path), timeout=0.2) == 9
 
 
 def test_wait_counts_connections_where_bytes_are_passed_on(llm_drain, admin):
     for name in list(admin.stats):
         if name.startswith("http.") and ".admin." not in name:
             del admin.stats[name]
-    assert llm_drain.wait("llm-ingress-1-g1", admin=str(admin.path), timeout=0) == 9
+    path = str(admin.path)
+    assert llm_drain.wait("llm-ingress-1-g1", admin=path, timeout=0, routed=False) == 9
 
 
 def test_wait_tells_nothing_before_callers_know_another(llm_drain, admin, health, tmp_path):
