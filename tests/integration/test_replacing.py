@@ -77,9 +77,10 @@ class Answer(threading.Thread):
     def run(self):
         message = {"role": "user", "content": f"slowly {uuid.uuid4().hex}"}
         asked = {"model": "tiny", "messages": [message], "stream": True}
-        for event in self.client.chat.completions.create(**asked):
-            self.pieces += [found.delta.content for found in event.choices if found.delta.content]
-            self.started.set()
+        with self.client:  # or its connection is there until it was idle for long enough
+            for event in self.client.chat.completions.create(**asked):
+                self.pieces += [each.delta.content for each in event.choices if each.delta.content]
+                self.started.set()
 
 
 class Regular(threading.Thread):
