@@ -212,7 +212,9 @@ class Platform:
         """Return the official client, as a user would set it up."""
         settings = self.client_settings(name)
         context = ssl.create_default_context(cafile=settings["ca_file"])
-        http = httpx.Client(verify=context, timeout=60)
+        # An idle connection would hold each replacement of tail up, as long as it may live.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        http = httpx.Client(verify=context, timeout=60, limits=limits)
         return openai.OpenAI(
             base_url=settings["base_url"],
             api_key=settings["api_key"],
