@@ -86,7 +86,10 @@ def _told(command):
             return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
         except MISTAKES as err:
             return _answer({"error": str(err)}, str(err), retcode=1)
-        except (KeyboardInterrupt, SystemExit):  # Ctrl-C: Salt would end with 0
+        except (KeyboardInterrupt, SystemExit):
+            if not __jid_event__.print_func:  # an orchestration asks, and goes back
+                raise
+            # After Ctrl-C Salt itself would end with 0.
             return _answer({"error": "interrupted"}, "Interrupted", retcode=1)
         except TypeError as err:  # a fault of ours, which Salt would take for a wrong argument
             raise RuntimeError(str(err)) from err
