@@ -20,6 +20,8 @@ from llm_problem import Problem, described, guess, unknown
 from llm_schema import flaws
 from llm_world import CANARY
 
+LINGERING = 6  # seconds that a client's idle connection to an Envoy may outlive its time
+
 
 def problems(pillar, host=None, secrets=True):
     """
@@ -219,6 +221,10 @@ def _requests(good, services):
                 yield Problem(
                     path, described(drain), f"at least twice requests.connection ({anew})"
                 )
+            edge = "socket" in service["health"] and not service["every_host"]
+            if edge and duration(drain) < duration(anew) + LINGERING:
+                expected = f"at least {LINGERING}s more than requests.connection ({anew})"
+                yield Problem(path, described(drain), expected)
     if certificates := good.get("certificates"):
         for less, more in (("renew_days", "days"), ("days", "authority_days")):
             if certificates[less] >= certificates[more]:

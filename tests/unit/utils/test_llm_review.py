@@ -554,6 +554,12 @@ MISTAKES = {
         "network: host\n      drain_timeout: 19s",
         r"ingress.drain_timeout: found .*; expected at least twice requests.connection \(10s\)",
     ),
+    "a tail left while clients are connected to it": (
+        SERVICES,
+        "port: 8443",
+        "port: 8443\n      drain_timeout: 15s",
+        r"tail.drain_timeout: found .*; expected at least 6s more than requests.connection \(10s\)",
+    ),
     "a share above all": (SERVICES, "retry_budget: 50", "retry_budget: 101", "at most 100"),
     "a try longer than the whole": (
         SERVICES,
