@@ -79,18 +79,19 @@ def _told(command):
     @functools.wraps(command)
     def told(*arguments, **keywords):
         given = {name: each for name, each in keywords.items() if not name.startswith("__")}
+        event = __jid_event__  # the runners that an orchestration calls put theirs in its place
+        answer = functools.partial(_answer, event=event, retcode=1)
         try:
             arguments, given = llm_argument.checked(command, arguments, given)
             return command(*arguments, **given)
         except llm_lock.Locked as err:
-            return _answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
+            return answer({"error": str(err), "holder": err.holder}, str(err), retcode=LOCKED)
         except MISTAKES as err:
-            return _answer({"error": str(err)}, str(err), retcode=1)
+            return answer({"error": str(err)}, str(err))
         except (KeyboardInterrupt, SystemExit):
-            if not __jid_event__.print_func:  # an orchestration asks, and goes back
+            if not event.print_func:  # an orchestration asks, and goes back
                 raise
-            # After Ctrl-C Salt itself would end with 0.
-            return _answer({"error": "interrupted"}, "Interrupted", retcode=1)
+            return answer({"error": "interrupted"}, "Interrupted")  # Salt would end with 0
         except TypeError as err:  # a fault of ours, which Salt would take for a wrong argument
             raise RuntimeError(str(err)) from err
 
@@ -744,7 +745,7 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
     Make a release by an orchestration, with ``knobs`` turned that stay so if it is done; return the
     answer of the command.
     """
-    # The runners that the orchestration calls put theirs in its place.
+    # As in `_told`.
     shown = functools.partial(_answer, event=__jid_event__)
     environment = _pillar()["site"]["environment"]
     with llm_knob.turned(_pillar_root(), environment, knobs) as turned:

@@ -135,7 +135,8 @@ def test_no_key_is_accepted_that_nobody_looked_at(host, up):
         f"{other}/minion",
         f"id: other\nmaster: 127.0.0.1\nroot_dir: {other}\npki_dir: {other}/pki\n",
     )
-    host.execute(f"timeout 8 .venv/bin/salt-minion -c {other}", folder=CHECKOUT)
+    minion = f".venv/bin/salt-minion -c {other} > {other}/log 2>&1"
+    host.execute(f"timeout --kill-after 5 8 {minion}", folder=CHECKOUT)
     keys = json.loads(host.run(".venv/bin/salt-key -L --out=json", folder=CHECKOUT))
     assert (keys["minions"], keys["minions_pre"]) == (["node1"], ["other"])
     host.run(f".venv/bin/salt-key -y -d other; rm -r {other}", folder=CHECKOUT)

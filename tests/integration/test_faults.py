@@ -173,7 +173,7 @@ def test_container_that_falls_sick_after_its_gate(platform, client, before):
 def test_deploy_that_is_ended_before_it_changes_anything(platform, client, before):
     for moment, number, words in (
         ("plan: ", signal.SIGINT, "Interrupted: nothing was changed|it was interrupted"),
-        ("node1: preflight", signal.SIGTERM, r"was refused.*\n  it was interrupted"),
+        ("node1: preflight", signal.SIGTERM, "was refused"),
     ):
         process = start(platform, "llm.deploy")
         heard(process, moment)

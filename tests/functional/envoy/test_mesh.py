@@ -28,7 +28,7 @@ def test_who_does_not_need_a_service_may_not_call_it(edge, caller):
         client.post("/v1/completions", json={})
     assert not edge.head.requests
     edge.mesh.until(lambda: edge.mesh.stat("head.rbac.denied") == refused + 1)
-    edge.mesh.until(lambda: edge.mesh.log()[-1].get("caller") == caller)
+    edge.mesh.until(lambda: [each.get("caller") for each in edge.mesh.log()[-1:]] == [caller])
     assert edge.mesh.log()[-1]["service"] == "head"
     assert edge.mesh.log()[-1]["cause"] == "not among those who need it"
 
