@@ -736,7 +736,7 @@ def _concerned(name):
     if name in hosts:
         return [name]
     known = [*services, *hosts]
-    hint = llm_problem.guess(name, known) or f"there are {', '.join(known)}"
+    hint = llm_problem.hint(name, known)
     raise SaltInvocationError(f'unknown service or host "{name}"; {hint}')
 
 
@@ -974,7 +974,7 @@ def _known(name, services, site):
     """Raise ``SaltInvocationError`` for a name that nothing needs; a provider's may come first."""
     wanted = llm_catalogue.wanted_secrets(services, site, services)
     if name not in wanted and not name.startswith("providers."):
-        hint = llm_problem.guess(name, wanted) or f"there are {', '.join(wanted)}"
+        hint = llm_problem.hint(name, wanted)
         raise SaltInvocationError(f'nothing needs a secret "{name}"; {hint}')
 
 

@@ -5,7 +5,7 @@ What is said to a command, checked by the annotations of its parameters.
 import functools
 import inspect
 
-from llm_problem import guess
+from llm_problem import hint
 from salt.exceptions import SaltInvocationError
 
 
@@ -39,8 +39,8 @@ def _line(name, error, names):
         case "missing_argument":
             return f"{name}: is missing"
         case "unexpected_keyword_argument":
-            hint = guess(name, names) or f"there are {', '.join(names) or 'none'}"
-            return f'unknown argument "{name}"; {hint}'
+            known = hint(name, names) if names else "there are none"
+            return f'unknown argument "{name}"; {known}'
         case "unexpected_positional_argument":
             return f'found "{error["input"]}" after the last of {len(names)} arguments'
     import llm_schema

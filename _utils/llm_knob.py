@@ -103,8 +103,7 @@ def known(name, services):
     Raise ``SaltInvocationError`` unless ``name`` is one of ``services``.
     """
     if name not in services:
-        hint = llm_problem.guess(name, services) or f"there are {', '.join(services)}"
-        raise SaltInvocationError(f'unknown service "{name}"; {hint}')
+        raise SaltInvocationError(f'unknown service "{name}"; {llm_problem.hint(name, services)}')
 
 
 def _read(path):

@@ -63,8 +63,14 @@ def unknown(path, kind, names, name=None):
     not given.
     """
     name = path[-1] if name is None else name
-    hint = guess(name, names) or f"there are {', '.join(sorted(map(str, names)))}"
-    return Problem(path, f'unknown {kind} "{name}"', "", hint)
+    return Problem(path, f'unknown {kind} "{name}"', "", hint(name, sorted(map(str, names))))
+
+
+def hint(name, names):
+    """
+    Return what was perhaps meant by ``name``, or which ``names`` there are.
+    """
+    return guess(name, names) or f"there are {', '.join(names)}"
 
 
 def guess(name, names):

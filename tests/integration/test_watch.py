@@ -3,6 +3,7 @@ What is done to containers between deploys is put back by the minion itself.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -15,7 +16,10 @@ import openai
 import pytest
 
 from tests.support.faults import completion
+from tests.support.operator import until
 from tests.support.platform import docker
+
+_wait_for = functools.partial(until, seconds=90)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,15 +28,6 @@ def _watched(platform):
     platform.run("llm.maintenance", "node1", "end=True")
     yield
     platform.run("llm.maintenance", "node1", "reason=tests do things by hand", "hours=24")
-
-
-def _wait_for(fact, seconds=90):
-    """Return what ``fact`` returns once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := fact()):
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.2)
-    return found
 
 
 def _inspected(name):

@@ -107,8 +107,9 @@ def release(platform, *arguments, command="llm.deploy", code=0):
 
 
 def until(holds, seconds=60):
-    """Return once ``holds()``."""
+    """Return what ``holds()`` returns once that is true."""
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not (found := holds()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.2)
+    return found
