@@ -9,7 +9,6 @@ import contextlib
 import functools
 import getpass
 import os
-import signal
 import sys
 import time
 from typing import Annotated, Literal
@@ -18,6 +17,7 @@ from typing import Annotated, Literal
 import llm_argument
 import llm_catalogue
 import llm_completion
+import llm_interruption
 import llm_keyring
 import llm_knob
 import llm_lock
@@ -802,12 +802,12 @@ def _orchestrated(orchestration, number, test, pillar):
     orchestrate = functools.partial(__salt__["state.orchestrate"], test=test)
     with llm_progress.Progress(__opts__, number) as progress:
         try:
-            if orchestration == "orch.deploy" and not test:
-                pillar = pillar | _announced(pillar, progress)
-            return orchestrate(orchestration, pillar=pillar), False
+            with llm_interruption.heard():
+                if orchestration == "orch.deploy" and not test:
+                    pillar = pillar | _announced(pillar, progress)
+                return orchestrate(orchestration, pillar=pillar), False
         except (KeyboardInterrupt, SystemExit):
-            for each in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(each, signal.SIG_IGN)
+            llm_interruption.ignore()
             progress.say("interrupted: what is in flight ends, then all goes back")
             given = {"llm_number": number, "llm_why": ["it was interrupted"]}
             return orchestrate("orch.recover", pillar=given), True

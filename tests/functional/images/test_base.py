@@ -15,6 +15,7 @@ import llm_builder
 import llm_mirror
 import llm_recipe
 import pytest
+import salt.utils.network
 from saltfactories.utils.loader import LoaderModuleMock
 
 from _modules import llm_image as llm_image_module
@@ -52,8 +53,7 @@ class Relay(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror(engine, tmp_path, monkeypatch):
     """The host's mirror, as the builds see it; a list of what it was asked for."""
-    (bridge,) = (each for each in engine.networks() if each["Name"] == "bridge")
-    address = bridge["IPAM"]["Config"][0]["Gateway"]
+    address = salt.utils.network.interface_ip("docker0")  # an engine may not tell its gateway
     Authority().issue(tmp_path, address)
     monkeypatch.setattr(Relay, "asked", [])
     monkeypatch.setattr(

@@ -11,6 +11,7 @@ import llm_engine
 import pytest
 
 from tests.support.engine import Interrupted
+from tests.support.operator import until
 
 pytestmark = pytest.mark.docker
 
@@ -411,6 +412,7 @@ def test_absent_removes_all_of_it_and_nothing_else(run, site, image):
 def test_logs_and_stats(run, site):
     run(command=["sh", "-c", "echo fine; echo an error >&2; exec sleep 3600"])
     name = f"{site.name}-web-1-g1"
+    until(lambda: len(site.call("llm_container.logs", "web")[name]) == 2, seconds=10)
     assert sorted(site.call("llm_container.logs", "web")[name]) == ["an error", "fine"]
     assert site.call("llm_container.logs", "web", errors=True) == {name: ["an error"]}
     used = site.call("llm_container.stats", "web")[name]

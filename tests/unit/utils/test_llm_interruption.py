@@ -1,0 +1,94 @@
+"""Signals that reach a block, whatever it is at."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import llm_interruption
+import pytest
+
+
+def interrupt(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+class Closed:
+    """Is interrupted while it is taken away, where an exception would be dropped."""
+
+    whole = False
+
+    def __del__(self):
+        interrupt()
+        time.sleep(0.1)
+        Closed.whole = True
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Are as before when the block is left."""
+    before = [signal.getsignal(each) for each in llm_interruption.SIGNALS]
+    yield
+    assert [signal.getsignal(each) for each in llm_interruption.SIGNALS] == before
+
+
+def ends(action):
+    """Assert that the interruption in ``action`` ends the block in which that is run."""
+    with pytest.raises(SystemExit), llm_interruption.heard():
+        _run(action)
+
+
+def _run(action):
+    action()
+    time.sleep(5)
+    pytest.fail("was not heard")
+
+
+def test_block_without_a_signal():
+    with llm_interruption.heard():
+        pass
+
+
+@pytest.mark.parametrize("number", llm_interruption.SIGNALS)
+def test_signal_ends_the_block(number):
+    ends(lambda: interrupt(number))
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_signal_while_something_is_closed_ends_the_block_after_that():
+    ends(Closed)
+    assert Closed.whole
+
+
+def test_signal_is_raised_during_a_close_that_does_not_end(monkeypatch):
+    monkeypatch.setattr(llm_interruption, "PATIENCE", 0.1)
+
+    def close():
+        interrupt()
+        time.sleep(5)
+
+    ends(close)
+
+
+def test_signal_that_somebody_has_caught_comes_again(monkeypatch):
+    monkeypatch.setattr(llm_interruption, "AGAIN", 0.1)
+
+    def caught():
+        with contextlib.suppress(SystemExit):
+            interrupt()
+
+    ends(caught)
+
+
+def test_block_in_another_thread_is_run_as_it_is():
+    done = []
+
+    def run():
+        with llm_interruption.heard():
+            done.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done
