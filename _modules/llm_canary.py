@@ -61,8 +61,9 @@ def start(service, weight):
     done = __salt__["llm_container.execute"](plan)
     if done["errors"]:
         raise CommandExecutionError("\n".join(done["errors"]))
-    health = dict(spec["health"])
+    health = spec["health"] | {"smoke_test": spec["smoke_test"]}
     container = __salt__["llm_container.list"](spec["service"])[0]["name"]
+    health["smoke_test"] = spec["smoke_test"]
     __salt__["llm_health.wait"](health.pop("check"), container=container, **health)
     __salt__["llm_mesh.wait"](spec["service"])
     if not weigh(service, weight):

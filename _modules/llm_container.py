@@ -453,9 +453,9 @@ def _permit():
         raise CommandExecutionError(why)
 
 
-def _wait(container, check, **seconds):
+def _wait(container, check, **how):
     check = check or {"container": "running"}
-    __salt__["llm_health.wait"](check, container=container, **seconds)
+    __salt__["llm_health.wait"](check, container=container, **how)
 
 
 def _route(service, addresses):

@@ -14,6 +14,7 @@ import time
 import urllib.parse
 
 import llm_check
+import llm_completion
 import llm_diagnosis
 import llm_engine
 import llm_world
@@ -24,6 +25,9 @@ __virtualname__ = "llm_health"
 HIDDEN = "[redacted]"
 LIVE = "/etc/llm-live"  # where a container has the files that it reads again when they change
 TOLD = 2  # seconds between two words of what is waited for
+TRIES = 3  # to get a completion
+PAUSE = 1  # seconds between two of them
+SILENT = 60  # seconds that one may take to begin
 LONGEST = 400  # characters of an answer or a log line that are shown
 
 
@@ -61,7 +65,7 @@ def probe(check, container=None, timeout=3):
     return _asked(_completed(check, found), found, timeout)
 
 
-def wait(check, container=None, min_healthy=2, healthy_deadline=60):
+def wait(check, container=None, min_healthy=2, healthy_deadline=60, smoke_test=None):
     """
     Return once ``check`` has answered well for ``min_healthy`` seconds on end.
 
@@ -80,15 +84,21 @@ def wait(check, container=None, min_healthy=2, healthy_deadline=60):
         Seconds that it must stay well. Default: 2.
     healthy_deadline
         Seconds until giving up. Default: 60.
+    smoke_test
+        ``{"secret": name, "model": name}``: by then the container, which is one of a service of
+        the catalogue, must give a completion of that model, plain and streamed, with that secret
+        as its key. Default: it is not asked.
 
     Returns the last answer.
 
     Raises ``CommandExecutionError`` when the time is over, and at once when the container has
-    exited, crashed or is not there: with the check, its last answer, the exit code, whether
-    memory ran out, the number of restarts and the end of the log, without secrets.
+    exited, crashed, is not there or gives no completion: with the check, its last answer, the exit
+    code, whether memory ran out, the number of restarts and the end of the log, without secrets.
     """
-    watch = _Watch(check, container, min_healthy)
+    watch, end = _Watch(check, container, min_healthy), time.monotonic() + healthy_deadline
     _wait_for_all([watch], healthy_deadline)
+    if smoke_test:
+        _test(watch, **smoke_test, seconds=max(1.0, min(SILENT, end - time.monotonic())))
     return watch.answer
 
 
@@ -318,6 +328,26 @@ def _wait(watch, deadline, end, abandoned):
         raise CommandExecutionError(watch.failure(err)) from None
 
 
+def _test(watch, secret, model, seconds):
+    """Ask the container of ``watch``, which is well, for a completion of ``model``."""
+    # Not imported before something has to be asked for.
+    import tenacity
+
+    url = llm_check.addressed({"http": "/v1"}, watch.found, _port(watch.found))["http"]
+    __salt__["llm_deploy.tell"](f"{watch.container}: is asked for a completion of {model}")
+    ask = tenacity.retry(
+        retry=tenacity.retry_if_exception_type(CommandExecutionError),
+        stop=tenacity.stop_after_attempt(TRIES) | tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_fixed(PAUSE),
+        reraise=True,
+    )(llm_completion.ask)
+    try:
+        ask(url, model, _password(secret), _service(watch.found), timeout=seconds)
+    except CommandExecutionError as err:
+        why = f"it gives no completion: {err}"
+        raise CommandExecutionError(watch.failure(why)) from None
+
+
 def _too_late(watch, deadline):
     well = "" if watch.since is None else f", only for {time.monotonic() - watch.since:.1f} s"
     return f"it was not well for {watch.min_healthy:g} s on end within {deadline:g} s{well}"
@@ -359,7 +389,7 @@ def _asked(check, found, timeout):
     return result if result["ok"] else {"ok": False, "answer": _shown(result["answer"])}
 
 
-def _password(secret, password_file):
+def _password(secret, password_file=None):
     if secret:
         return __salt__["llm_config.secret"](secret)
     try:

@@ -52,6 +52,7 @@ def specs(name, anew=False):
             "min_healthy": service["min_healthy"],
             "healthy_deadline": service["healthy_deadline"],
         },
+        "smoke_test": _smoke_test(platform, service),
         "room": room(name),
         **_network(platform, service),
         **{key: service[key] for key in COPIED},
@@ -65,6 +66,19 @@ def specs(name, anew=False):
     specs = [spec | {"replica": replica} for replica in range(1, service["replicas"] + 1)]
     refused = None if anew else __salt__["llm_deploy.refused"](name)
     return list(_allowed(specs, refused)) if refused else specs
+
+
+def _smoke_test(platform, service):
+    """Return by which secret a new container is asked for which model, nothing where it is not."""
+    local = service["models"]
+    models = [
+        name
+        for name, model in platform["site"]["models"].items()
+        if not (local and "provider" in model)
+    ]
+    if not service["smoke_test"] or not models:
+        return None
+    return {"secret": service["smoke_test"], "model": models[0]}
 
 
 def _allowed(specs, refused):

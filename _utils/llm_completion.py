@@ -59,37 +59,59 @@ def verify(base_url, model, api_key, ca_file=None, server_name=None, timeout=60)
     return {"model": model, **plain, "first_token": first_token}
 
 
+def ask(base_url, model, api_key, service, timeout=60):
+    """
+    Ask one ``service`` itself for a completion twice, plain and streamed; other arguments as of
+    `verify`.
+
+    Raises ``CommandExecutionError`` with what it answers.
+    """
+    import httpx
+
+    headers = {"Authorization": f"Bearer {api_key}"}
+    with httpx.Client(
+        base_url=base_url, headers=headers, timeout=timeout, trust_env=False
+    ) as client:
+        try:
+            _plain(client, model, {}, service)
+            _streamed(client, model, {}, service)
+        except httpx.HTTPError as err:
+            text = str(err) or type(err).__name__
+            raise CommandExecutionError(f"{service} does not answer for {model}: {text}") from None
+
+
 def _request(model, **more):
     """Return a request that no cache has an answer to."""
     question = {"role": "user", "content": f"Say something about {secrets.token_hex(4)}"}
     return {"model": model, "messages": [question], "max_tokens": TOKENS, **more}
 
 
-def _plain(client, model, extensions):
+def _plain(client, model, extensions, service=None):
     start = time.perf_counter()
     answer = client.post("chat/completions", json=_request(model), extensions=extensions)
     total = time.perf_counter() - start
     if answer.status_code != 200:
-        raise CommandExecutionError(_refused(answer, model))
+        raise CommandExecutionError(_refused(answer, model, service))
     try:
         completion = answer.json()
         said = completion["choices"][0]["message"]["content"]
         tokens = completion["usage"]["completion_tokens"]
     except (ValueError, LookupError, TypeError):
-        raise CommandExecutionError(f"head answers, but no completion: {_shown(answer)}") from None
+        text = f"{service or 'head'} answers, but no completion: {_shown(answer)}"
+        raise CommandExecutionError(text) from None
     if not isinstance(said, str) or not tokens:
         raise CommandExecutionError(f"{model} answers without a word: {_shown(answer)}")
     return {"tokens": tokens, "total": total, "hops": _hops(answer.headers, completion, total)}
 
 
-def _streamed(client, model, extensions):
+def _streamed(client, model, extensions, service=None):
     """Return after how many seconds the first piece came."""
     start, first, words = time.perf_counter(), None, 0
     request = _request(model, stream=True)
     with client.stream("POST", "chat/completions", json=request, extensions=extensions) as answer:
         if answer.status_code != 200:
             answer.read()
-            raise CommandExecutionError(_refused(answer, model))
+            raise CommandExecutionError(_refused(answer, model, service))
         for line in answer.iter_lines():
             if not line.startswith("data:"):
                 continue
@@ -97,24 +119,25 @@ def _streamed(client, model, extensions):
             data = line.removeprefix("data:").strip()
             if data == "[DONE]":
                 break
-            words += _piece(data)
+            words += _piece(data, service or "head")
         else:
-            raise CommandExecutionError("head ends a streamed answer before it is complete")
+            text = f"{service or 'head'} ends a streamed answer before it is complete"
+            raise CommandExecutionError(text)
     if not words:
         raise CommandExecutionError(f"{model} streams an answer without a word")
     return first
 
 
-def _piece(data):
+def _piece(data, service):
     """Return whether one event of a stream carries words."""
     try:
         event = json.loads(data)
         if "error" in event:
             message = str(event["error"])[:LONGEST]
-            raise CommandExecutionError(f"head breaks a streamed answer off: {message}")
+            raise CommandExecutionError(f"{service} breaks a streamed answer off: {message}")
         return any(choice["delta"].get("content") for choice in event["choices"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise CommandExecutionError(f"head streams no completion: {data[:LONGEST]}") from None
+        raise CommandExecutionError(f"{service} streams no completion: {data[:LONGEST]}") from None
 
 
 def _hops(headers, completion, total):
@@ -154,9 +177,11 @@ def _duration(timing, name):
     return None
 
 
-def _refused(answer, model):
-    """Return in words which hop gave an error for an answer."""
+def _refused(answer, model, service=None):
+    """Return in words which hop, or which ``service`` itself, gave an error for an answer."""
     status = answer.status_code
+    if service:
+        return f"{service} refuses the request for {model}: {_shown(answer)}"
     if status == 401:
         return "tail refuses the client's API key: the key given is not the one that tail has"
     if status == 429:

@@ -434,7 +434,8 @@ class _Planner:
         park.append(_step("stop", old.id, seconds=seconds))
         serving[spec["replica"]] = self.name(old)
         back = self.route(spec, serving)
-        wait = _step("wait", self.called(new), health=spec["health"], undo=back)
+        smoke = {"smoke_test": spec["smoke_test"]} if spec["smoke_test"] else {}
+        wait = _step("wait", self.called(new), health=spec["health"] | smoke, undo=back)
         serving[spec["replica"]] = self.called(new)
         route = self.route(spec, serving)
         strategy, tight = self.strategy(spec, old)

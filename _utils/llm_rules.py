@@ -182,10 +182,15 @@ def _health(services):
             yield Problem(path, found, f"one of {', '.join(checks)}")
         if "json" in health and "http" not in health:
             yield Problem((*path, "json"), "found without http", "a check of http")
-        if "redis" in health and health["redis"] not in service["secrets"]:
-            hint = guess(health["redis"], service["secrets"])
-            expected = "one of the service's secrets"
-            yield Problem((*path, "redis"), f'found "{health["redis"]}"', expected, hint)
+        asked = {(*path, "redis"): health.get("redis")}
+        asked[("services", name, "smoke_test")] = service["smoke_test"]
+        for where, wanted in asked.items():
+            if wanted and wanted not in service["secrets"]:
+                hint = guess(wanted, service["secrets"])
+                yield Problem(where, f'found "{wanted}"', "one of the service's secrets", hint)
+        if service["smoke_test"] and service["protocol"] != "http":
+            found = f"does not go with protocol {service['protocol']}"
+            yield Problem(("services", name, "smoke_test"), found, "protocol http")
 
 
 def _environment(services):

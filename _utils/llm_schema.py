@@ -218,6 +218,7 @@ class Defaults(Closed):
     drain_timeout: Duration
     min_healthy: Duration
     healthy_deadline: PositiveDuration
+    smoke_test: Literal[""] | SecretName
     progress_deadline: PositiveDuration
     keep: Annotated[int, Field(ge=1, le=14)]
     log: Log

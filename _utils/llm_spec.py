@@ -46,6 +46,7 @@ CONTAINER = {
 # How a new container takes the place of the old one; of no matter to the one that runs.
 ROLLOUT = {
     "health": {},
+    "smoke_test": None,  # {"secret", "model"}: a new one gives a completion before it serves
     "strategy": "start-first",
     "drain_timeout": 5,
     "progress_deadline": 180,  # seconds for all replicas together
@@ -140,6 +141,10 @@ def _pinned(value):
     return value and _mapping(_known(value, {"digest": None, "why": None}))
 
 
+def _smoke_test(value):
+    return value and _mapping(_known(value, {"secret": None, "model": None}))
+
+
 def _room(value):
     """Return what is left of the host's memory, and what of it other services take by then."""
     if value is None:
@@ -180,6 +185,7 @@ _FIELDS = {
     "files": (_mapping, "a mapping of file to digest"),
     "secrets": (_mapping, "a mapping of secret to fingerprint"),
     "health": (_health, "{check: ..., min_healthy: 2s, healthy_deadline: 60s}, the first shorter"),
+    "smoke_test": (_smoke_test, "{secret: ..., model: ...}, or nothing"),
     "strategy": (
         lambda value: _if(value in ("start-first", "stop-first"), value),
         "start-first or stop-first",
@@ -239,13 +245,14 @@ def wish(spec):
 def pinned(spec, kept):
     """
     Return ``spec`` as the container ``kept`` was made and took its place: that is how it is mended,
-    asked and switched to when it serves again.
+    asked and switched to when it serves again. It has served before, by secrets that may be others
+    today.
 
     kept
         A `llm_world.Container`.
     """
     made = {key: kept.parts[key] for key in CONTAINER if key in kept.parts}
-    back = spec | made | kept.rollout | {"edited": []}
+    back = spec | made | kept.rollout | {"edited": [], "smoke_test": None}
     check = back["health"]["check"] or {}
     if "redis" in check and made.get("secrets") != spec["secrets"]:
         # Its password is not today's; that it listens is what can be asked.

@@ -33,6 +33,8 @@ llm:
     drain_timeout: 60s        # what the old one has begun may take so long, if it does
     min_healthy: 2s           # healthy without a flip for so long counts as healthy
     healthy_deadline: 60s     # one container must be healthy within
+    smoke_test: ""            # a secret, the key with which a new container must give a completion
+                              # before it takes the place of another
     progress_deadline: 180s   # the whole service must be healthy within
     keep: 2                   # replaced containers that are kept, stopped, for going back
     log: {max_size: 10m, max_files: 3}
@@ -94,6 +96,7 @@ llm:
       port: 8080
       user: 10004
       health: {http: /health, json: {status: ok}}
+      smoke_test: model-proxy.key
       secrets: [model-proxy.key]
       models: true
       files: [server.yaml]
@@ -111,6 +114,7 @@ llm:
       user: 10005
       needs: [model-proxy, cache]
       health: {http: /health/readiness}
+      smoke_test: head.key
       secrets: [head.key, cache.password, model-proxy.key, providers]
       files: [config.yaml]
       memory: 1g

@@ -69,7 +69,8 @@ def before(platform):
 
 def fake(seconds):
     """Return knobs of a model that is well, and that answers nonsense after so many seconds."""
-    return {"command": ["python", "-c", FAKE.replace("SECONDS", str(seconds))]}
+    command = ["python", "-c", FAKE.replace("SECONDS", str(seconds))]
+    return {"command": command, "smoke_test": ""}
 
 
 def in_mid_deploy(platform, before):

@@ -248,7 +248,7 @@ def test_replica_that_is_killed(platform, settings):
 
 
 # Well by its health check, and of no use: it answers every question with an error.
-USELESS = """
+ERRORS = """
 import http.server
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, code):
@@ -266,6 +266,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
+USELESS = {"command": ["python3", "-c", ERRORS]}
+
+
+def test_version_that_gives_no_completion_never_serves(platform, settings):
+    before = platform.containers()
+    with platform.service_changed("model-proxy", **USELESS), Load(settings, RATE) as load:
+        load.flow(RATE)
+        done = platform.run("llm.deploy", "services=model-proxy", check=False)
+        load.flow(RATE)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "model-proxy refuses the request for tiny: 500" in done.stdout
+    assert platform.containers() == before
+    assert "\n".join(str(outcome) for outcome in load.failures) == ""
 
 
 def tried(platform, settings, *arguments, code):
@@ -294,8 +307,7 @@ def test_canary_that_does_well_takes_over(platform, settings):
 
 def test_canary_that_does_worse_is_taken_back(platform, settings):
     before = platform.containers()
-    useless = {"command": ["python3", "-c", USELESS]}
-    with platform.service_changed("model-proxy", **useless):
+    with platform.service_changed("model-proxy", **USELESS, smoke_test=""):
         record, _, load = tried(platform, settings, "window=60", code=4)
     assert record["result"] == "taken back"
     assert "errors: found " in "\n".join(record["why"])

@@ -134,6 +134,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             message = {"role": "assistant", "content": "well"}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             completion = {"id": "1", "object": "chat.completion", "choices": [choice]}
+            completion |= {"usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}
             self.answer(short | completion | {"bytes": len(body)})
 
     def answer(self, body, status=200):

@@ -17,6 +17,7 @@ SPEC = {
     "memory": GIGABYTE,
     "room": {"memory": 4 * GIGABYTE},
     "health": {"check": {"http": "/"}, "min_healthy": 1, "healthy_deadline": 9},
+    "smoke_test": {"secret": "head.key", "model": "tiny"},
 }
 CANARY = {"name": "llm-head-canary-1-g1", "memory": GIGABYTE, "state": "running", "restarts": 0}
 
@@ -60,7 +61,11 @@ def test_start_lets_it_take_requests_once_it_is_healthy(llm_canary):
     ((specs,), _) = llm_canary.__salt__["llm_container.plan"].call_args
     assert [(spec["service"], spec["keep"]) for spec in specs] == [("head-canary", 1)]
     llm_canary.__salt__["llm_health.wait"].assert_called_once_with(
-        {"http": "/"}, container=CANARY["name"], min_healthy=1, healthy_deadline=9
+        {"http": "/"},
+        container=CANARY["name"],
+        min_healthy=1,
+        healthy_deadline=9,
+        smoke_test=SPEC["smoke_test"],
     )
     orders = [call.args[1] for call in llm_envoy.told.call_args_list]
     assert orders == ["/runtime_modify?canary.head=10"] * 2

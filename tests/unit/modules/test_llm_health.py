@@ -7,6 +7,7 @@ import time
 from unittest.mock import create_autospec
 
 import llm_check
+import llm_completion
 import llm_diagnosis
 import llm_engine
 import llm_probe
@@ -292,6 +293,52 @@ def test_wait_ends_at_the_deadline_with_all_that_is_known(llm_health, http):
         "    it began",
         "    password [redacted]" + 377 * "x" + "...",
     ]
+
+
+SMOKE_TEST = {"secret": "head.key", "model": "tiny"}
+
+
+@pytest.fixture
+def completion(monkeypatch):
+    """What asks for a completion; it gets one."""
+    monkeypatch.setattr(llm_health_module, "PAUSE", 0)
+    ask = create_autospec(llm_completion.ask)
+    monkeypatch.setattr(llm_completion, "ask", ask)
+    return ask
+
+
+def test_wait_with_a_smoke_test_asks_the_container_itself(llm_health, completion):
+    llm_health.wait({"http": "/x"}, "llm-head-1-g1", healthy_deadline=9, smoke_test=SMOKE_TEST)
+    completion.assert_called_once_with(
+        "http://172.30.0.80:4000/v1", "tiny", "canary", "head", timeout=pytest.approx(9, abs=1)
+    )
+
+
+def test_wait_with_a_smoke_test_that_succeeds_at_last(llm_health, completion):
+    completion.side_effect = [CommandExecutionError("head answers 503"), None]
+    llm_health.wait({"http": "/x"}, container="llm-head-1-g1", smoke_test=SMOKE_TEST)
+    assert completion.call_count == 2
+
+
+def test_wait_with_a_smoke_test_that_fails(llm_health, completion):
+    completion.side_effect = CommandExecutionError("head refuses the request for tiny: 500")
+    with pytest.raises(CommandExecutionError) as raised:
+        llm_health.wait({"http": "/x"}, container="llm-head-1-g1", smoke_test=SMOKE_TEST)
+    assert completion.call_count == 3
+    assert str(raised.value).splitlines()[:3] == [
+        "head is not healthy: it gives no completion: head refuses the request for tiny: 500",
+        "  container: llm-head-1-g1 (running, restarts 0)",
+        "  check: GET http://172.30.0.80:4000/x",
+    ]
+
+
+def test_wait_without_health_asks_for_no_completion(llm_health, completion, http):
+    http.return_value = {"ok": False, "answer": "503"}
+    with pytest.raises(CommandExecutionError):
+        llm_health.wait(
+            {"http": "/x"}, "llm-head-1-g1", healthy_deadline=0.1, smoke_test=SMOKE_TEST
+        )
+    completion.assert_not_called()
 
 
 def test_wait_for_the_dead_ends_at_once(llm_health, fate, http):

@@ -73,6 +73,22 @@ def test_specs_hold_what_the_catalogue_says(llm_service, platform):
     assert spec["routed"] is True
 
 
+@pytest.mark.parametrize(
+    ("name", "models", "model"),
+    [
+        ("head", {"gpt": {"provider": "openai"}, "tiny": {}}, "gpt"),
+        ("model-proxy", {"gpt": {"provider": "openai"}, "tiny": {}}, "tiny"),
+        ("model-proxy", {"gpt": {"provider": "openai"}}, None),
+        ("rate-limiter", {"tiny": {}}, None),
+    ],
+)
+def test_specs_name_a_model_that_the_service_has(llm_service, platform, name, models, model):
+    platform["site"]["models"] = {each: {"sha256": "0"} | of for each, of in models.items()}
+    (spec,) = llm_service.specs(name)
+    assert spec["smoke_test"] == (model and {"secret": f"{name}.key", "model": model})
+    assert llm_spec.completed(spec)["smoke_test"] == spec["smoke_test"]
+
+
 def test_specs_mount_only_what_a_service_uses(llm_service):
     (cache,) = llm_service.specs("cache")
     assert [mount["target"] for mount in cache["mounts"]] == ["/etc/llm"]

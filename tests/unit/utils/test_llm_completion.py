@@ -174,6 +174,38 @@ def test_verify_refuses_what_is_no_stream(platform_server, body, message):
         verify(platform_server)
 
 
+def ask(server, **more):
+    return llm_completion.ask(server.url, "tiny", KEY, "model-proxy", **more)
+
+
+def test_ask(platform_server):
+    ask(platform_server)
+    assert [request.get("stream") for _, _, request in platform_server.asked] == [None, True]
+    assert {each["Authorization"] for _, each, _ in platform_server.asked} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "message"),
+    [
+        ("plain", (401, {}, error("wrong key")), "refuses the request for tiny: 401 wrong key"),
+        ("streamed", (500, MESH, error("gone")), "refuses the request for tiny: 500 gone"),
+        ("plain", (200, {}, "<html>"), "answers, but no completion: 200 <html>"),
+        ("streamed", (200, {}, events("a", end="")), "ends a streamed answer before it"),
+        ("plain", (None, {}, ""), "does not answer for tiny: Server disconnected"),
+    ],
+)
+def test_ask_names_the_service(platform_server, kind, answer, message):
+    setattr(platform_server, kind, answer)
+    with pytest.raises(CommandExecutionError, match=f"^model-proxy {message}"):
+        ask(platform_server)
+
+
+def test_ask_of_a_silent_service(platform_server):
+    platform_server.delay = 1
+    with pytest.raises(CommandExecutionError, match="model-proxy does not answer for tiny: timed"):
+        ask(platform_server, timeout=0.2)
+
+
 def test_verify_where_nobody_listens():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"

@@ -2,6 +2,8 @@
 What a plan says and decides, of a world that is given; `llm_container`'s tests carry plans out.
 """
 
+import dataclasses
+
 import llm_plan
 import llm_spec
 import llm_world
@@ -130,6 +132,18 @@ def test_plan_tells_files_that_are_yet_to_come_from_those_changed_by_hand(mounts
     wanted = spec(**keys | {"mounts": mounts, "files": files, "edited": ["a.yaml"]})
     (operation,) = llm_plan.plan([wanted], world(old))["operations"]
     assert operation["causes"] == causes
+
+
+@pytest.mark.parametrize(("pinned", "asked"), [(False, True), (True, False)])
+def test_plan_asks_for_a_completion_of_what_has_not_served_before(pinned, asked):
+    smoke_test = {"secret": "head.key", "model": "tiny"}
+    kept = container(version="1.1", state="exited")
+    pin = {"pinned": {"digest": kept.spec, "why": "back"}} if pinned else {}
+    old = dataclasses.replace(container(command=["x"]), id="id2", generation=2)
+    wanted = spec(smoke_test=smoke_test, room=room(900), **pin)
+    operations = llm_plan.plan([wanted], world(kept, old))["operations"]
+    (wait,) = (step for each in operations for step in each["steps"] if step["do"] == "wait")
+    assert wait["health"].get("smoke_test") == (smoke_test if asked else None)
 
 
 def test_digest_tells_plans_apart_by_what_they_say():

@@ -390,6 +390,18 @@ MISTAKES = {
         "{redis: cache.pasword}",
         r'health.redis: found "cache.pasword"; .*; did you mean "cache.password"\?',
     ),
+    "a smoke test with an unknown secret": (
+        SERVICES,
+        "smoke_test: head.key",
+        "smoke_test: head.kez",
+        'head.smoke_test: found "head.kez"; .*; did you mean "head.key"',
+    ),
+    "a smoke test of what is not asked by HTTP": (
+        SERVICES,
+        "health: {redis: cache.password}",
+        "health: {redis: cache.password}\n      smoke_test: cache.password",
+        "cache.smoke_test: does not go with protocol tcp; expected protocol http",
+    ),
     "certificates that are renewed too late": (
         "environments/dev.sls",
         "{days: 30, renew_days: 10}",
