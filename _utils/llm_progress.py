@@ -8,7 +8,13 @@ import threading
 import time
 
 QUIET = 2  # seconds without a word are the most that a reader has to bear
-TAG = "llm/progress/"
+DEEDS = {  # what a function does on a host, before its arguments
+    "llm_deploy.begin": "takes part",
+    "llm_deploy.call_off": "takes no part",
+    "llm_deploy.end": "notes the release as",
+    "llm_deploy.go_to": "goes to release",
+    "llm_deploy.take_back": "takes back",
+}
 
 
 class Progress:
@@ -23,7 +29,7 @@ class Progress:
         self.out = out or sys.stderr
         self.started = time.monotonic()
         self.spoken = 0.0
-        self.jobs = {}  # jid: what runs there, for people
+        self.jobs = {}  # jid: what runs there, for people, and the hosts that are still at it
         self.now = "the pillar is checked"
         self.over = threading.Event()
         self.live = None
@@ -57,30 +63,45 @@ class Progress:
 
     def hear(self, tag, data):
         """Take note of one event of the bus."""
-        parts = tag.split("/")
-        if tag.startswith(TAG):
-            self.say(f"{data.get('id', parts[-1])}: {data.get('data', {}).get('text', '')}")
-        elif parts[:2] == ["salt", "job"] and parts[3:] == ["new"]:
-            if (what := self._mine(data)) is not None:
-                self.jobs[parts[2]] = what
-                self.say(f"{', '.join(data.get('minions', ()))}: {what}")
-        elif parts[:2] == ["salt", "job"] and parts[3:4] == ["ret"] and parts[2] in self.jobs:
-            how = "done" if data.get("success") and not data.get("retcode") else "failed"
-            self.say(f"{parts[4]}: {self.jobs[parts[2]]}: {how}")
+        match tag.split("/"):
+            case ["llm", "progress", who]:
+                self.say(f"{data.get('id', who)}: {data.get('data', {}).get('text', '')}")
+            case ["salt", "job", jid, "new"] if what := self._mine(data):
+                self._begun(jid, what, data.get("minions", ()))
+            case ["salt", "job", jid, "ret", host] if jid in self.jobs:
+                self._ended(jid, data, host)
+            case ["salt", "run", jid, "new"] if data.get("fun") == "runner.llm.verify":
+                self._begun(jid, "A client gets a completion")
+            case ["salt", "run", jid, "ret"] if jid in self.jobs:
+                self._ended(jid, data)
 
     def _mine(self, data):
         """Return what a job does, if it is one of this release, else ``None``."""
         arguments = data.get("arg") or []
-        words = [each for each in arguments if not isinstance(each, dict)]
         given = {}
         for each in arguments:
             given |= each if isinstance(each, dict) else {}
-        if (given.get("pillar") or {}).get("llm_deploy") == self.number:
-            named = [each if isinstance(each, list) else str(each).split(",") for each in words]
-            return " ".join(", ".join(each) for each in named)
-        if data.get("fun", "").startswith("llm_deploy.") and words[:1] == [self.number]:
-            return data["fun"]
+        pillar = given.get("pillar") or {}
+        if pillar.get("llm_deploy") == self.number:
+            return pillar.get("llm_step")
+        words = [each for each in arguments if not isinstance(each, dict)]
+        if data.get("fun") in DEEDS and words[:1] == [self.number]:
+            named = [", ".join(each) if isinstance(each, list) else str(each) for each in words[1:]]
+            return " ".join([DEEDS[data["fun"]], *named])
         return None
+
+    def _begun(self, jid, what, hosts=()):
+        self.jobs[jid] = (what, list(hosts))
+        self.say(_under_way(what, hosts))
+
+    def _ended(self, jid, data, host=None):
+        what, hosts = self.jobs[jid]
+        how = "done" if data.get("success") and not data.get("retcode") else "failed"
+        self.say(": ".join(filter(None, (host, what, how))))
+        if host in hosts:
+            hosts.remove(host)
+        if hosts:
+            self.now = _under_way(what, hosts)
 
     def say(self, text):
         """Tell what happens now."""
@@ -105,3 +126,7 @@ class Progress:
         else:
             print(line, file=self.out, flush=True)
         self.spoken = time.monotonic()
+
+
+def _under_way(what, hosts):
+    return ": ".join(filter(None, (", ".join(hosts), what, "under way")))

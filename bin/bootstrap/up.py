@@ -151,7 +151,7 @@ def deploy(progress, installation):
     )
     work = Work(installation.log / "minion")
     code = run(
-        progress, argv, installation.log / "up", "orch.deploy", watch=work.now,
+        progress, argv, installation.log / "up", "deploy", watch=work.now,
         env=variables.installation(installation), check=False,
     )  # fmt: skip
     found = llm_outcome.read(answer)
@@ -170,7 +170,7 @@ class Work:
     """What the minion is at, from its log: the state that runs, or what our own code says."""
 
     line = re.compile(r"\[(?P<logger>\S+) *:\d+ *\]\[INFO *\]\[\d+\] (?P<message>.*)")
-    executing = re.compile(r"Executing state (\S+) for \[(.*)\]$")
+    executing = re.compile(r"Executing state \S+\.(\S+) for \[(.*)\]$")
 
     def __init__(self, log):
         self.log = log
@@ -186,7 +186,7 @@ class Work:
             log.seek(self.position)
             for match in map(self.line.search, log):
                 if match and (state := self.executing.match(match["message"])):
-                    self.at = f"{state[1]}: {state[2]}"
+                    self.at = f"{state[2]}: {state[1]}"
                 elif match and "llm_" in match["logger"]:
                     self.at = match["message"]
             self.position = log.tell()

@@ -164,7 +164,7 @@ def test_container_that_falls_sick_after_its_gate(platform, client, before):
     platform.change_service("rate-limiter", healthy_deadline="15s")
     process = in_mid_deploy(platform, before)
     (new,) = platform.containers().keys() - before.keys()
-    heard(process, "node1: tail.running")
+    heard(process, "node1: tail is healthy: under way")
     docker("exec", new, "sh", "-c", "kill -STOP -1")
     said = goes_back(platform, process, before)
     assert "rate-limiter is not healthy: it was not well for 4 s on end within 15 s" in said
@@ -174,7 +174,7 @@ def test_container_that_falls_sick_after_its_gate(platform, client, before):
 def test_deploy_that_is_ended_before_it_changes_anything(platform, client, before):
     for moment, number, words in (
         ("plan: ", signal.SIGINT, "Interrupted: nothing was changed|it was interrupted"),
-        ("node1: preflight", signal.SIGTERM, "was refused"),
+        ("node1: Every host has room for its services", signal.SIGTERM, "was refused"),
     ):
         process = start(platform, "llm.deploy")
         heard(process, moment)
@@ -191,12 +191,12 @@ def test_deploy_that_is_ended_during_its_verification(platform, client):
     before = platform.containers()
     with platform.service_changed("model-proxy", **fake(300)):
         process = start(platform, "llm.deploy")
-        heard(process, "node1: outside.absent: done")
+        heard(process, "A client gets a completion: under way")
         os.kill(process.pid, signal.SIGTERM)
         goes_back(platform, process, before)
         assert completion(client)
         process = start(platform, "llm.deploy")
-        heard(process, "node1: outside.absent: done")
+        heard(process, "A client gets a completion: under way")
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
     with platform.service_changed("model-proxy", **fake(0)):

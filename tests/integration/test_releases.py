@@ -68,7 +68,7 @@ def test_deploy_is_recorded(platform):
 def test_deploy_tells_all_the_time_what_it_is_at(platform):
     with platform.service_changed("rate-limiter", pids=302, **SLOW):
         done = platform.run("llm.deploy")
-    assert "node1: head.running, rate-limiter.running" in done.stderr
+    assert "node1: head and rate-limiter are healthy: done" in done.stderr
     assert "replace: " in done.stderr
     assert "waits " in done.stderr
     times = [float(line.split(" s ")[0]) for line in done.stderr.splitlines() if " s  " in line]

@@ -12,11 +12,9 @@ import pytest
 from bootstrap import progress, up
 
 STAMP = "2026-11-23 15:13:16,397"
-STATE = (
-    f"{STAMP} [salt.state       :2384][INFO    ][3089] Executing state llm_image.built for [All]\n"
-)
+STATE = f"{STAMP} [salt.state       :2384][INFO    ][3089] Executing state a.healthy for [head]\n"
 OURS = f"{STAMP} [llm_builder      :94  ][INFO    ][3089] image cache: Step 4/7 : RUN x\n"
-OTHER = f"{STAMP} [salt.state       :2556][INFO    ][3089] Completed state [All] at time 15:13\n"
+OTHER = f"{STAMP} [salt.state       :2556][INFO    ][3089] Completed state [head] at time 15:13\n"
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def test_work_is_the_state_that_runs_and_then_what_it_says(log):
     log.write_text(STATE)
     work = up.Work(log)
     assert work.now() == "", "what was before is not what runs now"
-    for line, said in ((STATE, "llm_image.built: All"), (OTHER, "llm_image.built: All"),
+    for line, said in ((STATE, "head: healthy"), (OTHER, "head: healthy"),
                        (OURS, "image cache: Step 4/7 : RUN x")):  # fmt: skip
         with open(log, "a") as file:
             file.write(line)
