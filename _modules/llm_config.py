@@ -21,7 +21,7 @@ def __virtual__():
     return __virtualname__
 
 
-def check():
+def check(keys=None):
     """
     Return every mistake of this minion's pillar, one line each; an empty list when it is sound.
     Where this host has the files of the pillar, they are reviewed as they are written; what a
@@ -32,7 +32,37 @@ def check():
     .. code-block:: bash
 
         salt '*' llm_config.check
+
+    keys
+        Those that an orchestration takes from ``pillar=``, which must give no others. Default: not
+        looked at.
     """
+    return _checked() or ([] if keys is None else _misgiven(keys))
+
+
+def _misgiven(keys):
+    """Return what is wrong with what ``pillar=`` has given to an orchestration."""
+    import llm_review  # few runs are orchestrations
+    from llm_problem import Problem, described, unknown
+
+    strange, ours = [key for key in __pillar__ if key not in ("llm", *keys)], {}
+    if strange:
+        ours, _ = llm_review.compiler(__opts__)(__opts__["id"], ())
+    problems = [unknown(("pillar",), "key", keys, key) for key in strange if key not in ours]
+    known, chosen = list(platform()["services"]), __pillar__.get("llm_services") or []
+    if isinstance(chosen, list):
+        problems += [
+            unknown(("llm_services", index), "service", known, name)
+            for index, name in enumerate(chosen)
+            if name not in known
+        ]
+    else:
+        problems.append(Problem(("llm_services",), described(chosen), "a list"))
+    return [problem.line() for problem in problems]
+
+
+def _checked():
+    """Return the mistakes of the pillar itself, looked for once."""
     pillar = __pillar__.get("llm")
     digest = _digest(pillar)
     seal = os.path.join(__opts__["cachedir"], "llm_config.checked")

@@ -70,7 +70,7 @@ def hint(name, names):
     """
     Return what was perhaps meant by ``name``, or which ``names`` there are.
     """
-    return guess(name, names) or f"there are {', '.join(names)}"
+    return guess(name, names) or f"there are {', '.join(names) or 'none'}"
 
 
 def guess(name, names):

@@ -280,7 +280,7 @@ def compiler(opts):
 
     def compiled(host, read):
         own = dict(opts, pillar_safe_render_error=False, pillar_cache=False, ext_pillar=[])
-        own["file_client"] = "local"
+        own |= {"file_client": "local", "pillar": {}}  # Salt would lay it under what it compiles
         # Salt logs the lines around a mistake, which are not for everyone's eyes.
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)

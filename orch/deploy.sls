@@ -3,12 +3,14 @@
     batch, no queue, and each target is an explicit list, so that a host that is down is missed and
     not left out. No failhard: it would skip the way back. -#}
 {%- from 'orch/steps.jinja' import before, begun, ended, requires, step with context %}
+{%- set keys = ['llm_announced', 'llm_canary', 'llm_services', 'llm_what'] %}
 
 The pillar is sound:
   llm_config.reviewed:
+    - keys: {{ keys | json }}
     - order: first
     {{- requires('The pillar is sound', 'llm_config') }}
-{% if not salt['llm_config.check']() %}
+{% if not salt['llm_config.check'](keys) %}
 {%- set hosts = salt['llm_config.platform']().site.hosts.keys() | list %}
 
 {%- set chosen = pillar.get('llm_services') %}

@@ -1,6 +1,7 @@
 {#- What an interrupted release has switched goes back, when its own orchestration cannot. -#}
 The pillar is sound:
   llm_config.checked:
+    - keys: [llm_number, llm_why]
     - order: first
 
 What release {{ pillar.get('llm_number', 0) }} has switched goes back:

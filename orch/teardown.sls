@@ -1,12 +1,16 @@
 {#- Removes containers and what was rendered for them, the last tier first. Volumes, models, images,
     certificates and the pillar with its secrets stay: a deploy brings everything back. -#}
-include:
-  - checked
-{%- if not salt['llm_config.check']() %}
+The pillar is sound:
+  llm_config.checked:
+    - keys: []
+    - order: first
+{%- if not salt['llm_config.check']([]) %}
 
 Nobody else changes the platform:
   llm_release.locked:
     - what: teardown
+    - require:
+      - llm_config: The pillar is sound
 
 What is in no catalogue, such as a canary, is removed:
   salt.function:

@@ -30,6 +30,42 @@ def test_check_lists_every_mistake(llm_config, pillar):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "keys", "found"),
+    [
+        ({"llm_services": ["head", "tail"]}, ["llm_services"], []),
+        ({"theirs": 1}, [], []),
+        (
+            {"sevices": ["head"]},
+            ["llm_services", "llm_what"],
+            ['pillar: unknown key "sevices"; did you mean "llm_services"?'],
+        ),
+        (
+            {"host": "node1"},
+            ["llm_services", "llm_what"],
+            ['pillar: unknown key "host"; there are llm_services, llm_what'],
+        ),
+        ({"model": "tiny"}, [], ['pillar: unknown key "model"; there are none']),
+        (
+            {"llm_services": ["haed"]},
+            ["llm_services"],
+            ['llm_services[0]: unknown service "haed"; did you mean "head"?'],
+        ),
+        (
+            {"llm_services": "head"},
+            ["llm_services"],
+            ['llm_services: found "head"; expected a list'],
+        ),
+    ],
+)
+def test_check_lists_what_no_orchestration_takes(configure_loader, pillar, given, keys, found):
+    llm_config = configure_loader(llm_config_module, pillar={"llm": pillar} | given)
+    compiled = ({"llm": pillar, "theirs": 1}, [])
+    with patch.object(llm_review, "compiler", autospec=True, return_value=lambda *_: compiled):
+        assert llm_config.check(keys) == found
+    assert llm_config.check() == []
+
+
 def test_check_validates_the_same_pillar_once(llm_config):
     with patch.object(llm_catalogue, "problems", autospec=True, return_value=[]) as problems:
         assert llm_config.check() == []

@@ -235,6 +235,14 @@ def test_top_of_an_invalid_pillar_says_so_and_no_more(misled):
 
 
 @pytest.mark.parametrize("name", ["orch.deploy", "orch.rollback", "orch.teardown"])
+def test_orchestration_of_what_it_does_not_take_says_so_and_no_more(compiler, compile_pillar, name):
+    pillar = _of("node1_master", compile_pillar("dev")) | {"sevices": ["head"]}
+    errors, steps = compiler("node1_master", pillar).sls(name)
+    assert errors == []
+    assert [each["state"] for each in steps] == ["llm_config"]
+
+
+@pytest.mark.parametrize("name", ["orch.deploy", "orch.rollback", "orch.teardown"])
 def test_orchestration_of_an_invalid_pillar_says_so_and_no_more(compiler, invalid, name):
     errors, steps = compiler("node1_master", invalid).sls(name)
     assert errors == []

@@ -22,6 +22,11 @@ def test_checked_is_true_of_a_sound_pillar(llm_config):
     assert ret["changes"] == {}
 
 
+def test_checked_asks_for_what_an_orchestration_takes(llm_config, check):
+    llm_config.checked("The pillar is sound", keys=["llm_release"])
+    check.assert_called_once_with(["llm_release"])
+
+
 def test_checked_fails_with_every_mistake(llm_config, check):
     check.return_value = ["pillar/site.yaml: a: wrong", "pillar/site.yaml: b: wrong"]
     ret = llm_config.checked("The configuration is sound")
@@ -45,5 +50,6 @@ def test_reviewed_tells_what_the_master_finds(
     check.return_value = checked
     salt = {"saltutil.runner": lambda name: answer, "llm_config.check": check}
     module = configure_loader(llm_config_state, salt=salt, test=testmode)
-    ret = module.reviewed("The pillar is sound")
+    ret = module.reviewed("The pillar is sound", keys=["llm_services"])
+    check.assert_called_once_with(["llm_services"])
     assert (ret["result"], ret["changes"], ret["comment"]) == (result, {}, comment)
