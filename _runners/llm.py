@@ -747,10 +747,9 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
     """
     # As in `_told`.
     shown = functools.partial(_answer, event=__jid_event__)
-    environment = _pillar()["site"]["environment"]
-    with llm_knob.turned(_pillar_root(), environment, knobs) as turned:
-        if knobs and (mistakes := _reviewed()):
-            return _verdict(mistakes)
+    wanted = _pillar()
+    llm_knob.check(knobs or {}, wanted)
+    with llm_knob.turned(_pillar_root(), wanted["site"]["environment"], knobs) as turned:
         number = max(_free(wait).next(), _releases().next())
         outcome, interrupted = _orchestrated(orchestration, number, test, pillar)
         if test:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import pathlib
 
+import llm_catalogue
 import llm_problem
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
@@ -96,6 +97,21 @@ def versions(text, services):
         known(name, services)
         found[name] = {"image" if "@" in version else "version": version}
     return found
+
+
+def check(knobs, pillar):
+    """
+    Raise ``SaltInvocationError`` with a line for each mistake that ``knobs`` would be, such as
+    ``head.replicas: found 99; expected at most 7``: no file says it yet.
+
+    knobs
+        As of `turned`.
+    pillar
+        The ``llm`` part of a pillar that is sound without them.
+    """
+    if mistakes := llm_catalogue.problems(llm_catalogue.merged(pillar, {"services": knobs})):
+        lines = [mistake.line().removeprefix("services.") for mistake in mistakes]
+        raise SaltInvocationError("\n".join(lines))
 
 
 def known(name, services):

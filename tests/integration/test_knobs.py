@@ -56,7 +56,7 @@ def test_scale_up_and_down(platform):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["llm.scale", "cache", "2"], "services.cache.replicas: found 2; expected 1"),
+        (["llm.scale", "cache", "2"], "cache.replicas: found 2; expected 1"),
         (["llm.scale", "rate-limiter", "many"], 'replicas: found "many"; expected a whole number'),
         (["llm.scale", "haed", "2"], 'unknown service "haed"; did you mean "head"'),
         (["llm.deploy", "version=head"], 'version: found "head", expected SERVICE:VERSION'),
@@ -70,8 +70,23 @@ def test_scale_up_and_down(platform):
 def test_what_cannot_be_asked_for(platform, arguments, words):
     before = (platform.containers(), (platform.folder / ENVIRONMENT).read_text())
     said = asked(platform, *arguments, code=1)
-    assert words in said.get("error", "") + "".join(said.get("problems", ()))
+    assert words in said["error"]
+    assert ENVIRONMENT not in said["error"]
     assert (platform.containers(), (platform.folder / ENVIRONMENT).read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ("orchestration", "words"),
+    [("orch.deploy", 'did you mean "llm_services"?'), ("orch.teardown", "there are none")],
+)
+def test_what_no_orchestration_takes(platform, orchestration, words):
+    before = platform.containers()
+    arguments = ("state.orchestrate", orchestration, 'pillar={"sevices": ["head"]}')
+    done = platform.run(*arguments, check=False)
+    assert done.returncode == 1, done.stdout
+    assert f'pillar: unknown key "sevices"; {words}' in done.stdout
+    assert "Total states run:     1" in done.stdout
+    assert platform.containers() == before
 
 
 def test_chosen_services_alone_are_deployed(platform, as_it_was):

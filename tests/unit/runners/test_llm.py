@@ -6,6 +6,7 @@ from unittest.mock import create_autospec
 import llm_catalogue
 import llm_lock
 import llm_release
+import llm_review
 import llm_secret
 import pytest
 import salt.client
@@ -93,6 +94,26 @@ def test_wrong_arguments_are_told_and_not_answered_with_help(
     answer = getattr(llm, command)(*arguments, **keywords, __pub_user="root")
     assert answer["retcode"] == context["retcode"] == 1
     assert answer["error"].splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("scale", ("head", 99), "head.replicas: found 99; expected at most 7"),
+        ("deploy", (None, "head:a/b@sha256:1"), "head.image: found "),
+        ("canary", ("head", 10, 60, 1, 2, 20, "head:a/b@sha256:1"), "head.image: found "),
+    ],
+)
+def test_knob_that_cannot_be_is_told_as_it_was_typed(
+    llm, generated, pillar_root, monkeypatch, command, arguments, said
+):
+    monkeypatch.setattr(llm_review, "problems", lambda *_, **__: [])  # as long as none is turned
+    file = pillar_root / "environments" / "dev.sls"
+    before = file.read_text()
+    answer = getattr(llm, command)(*arguments)
+    assert answer["retcode"] == 1
+    assert answer["error"].startswith(said)
+    assert file.read_text() == before
 
 
 def test_salt_leaves_arguments_to_the_commands():

@@ -71,6 +71,27 @@ def test_turned_without_knobs_needs_no_file(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"head": {"replicas": 99}}, "^head.replicas: found 99; expected at most 7$"),
+        ({"cache": {"replicas": 2}}, "^cache.replicas: found 2; expected 1: two "),
+        (
+            {"head": {"image": "h@sha256:ab"}, "tail": {"replicas": 8}},
+            "^head.image: .*\ntail.replicas: .*$",
+        ),
+    ],
+)
+def test_check_tells_mistakes_without_a_file(pillar, knobs, words):
+    with pytest.raises(SaltInvocationError, match=words):
+        llm_knob.check(knobs, pillar)
+
+
+def test_check_lets_pass_what_is_sound(pillar):
+    llm_knob.check({"head": {"replicas": 2}}, pillar)
+    llm_knob.check({}, pillar)
+
+
 def test_versions():
     text = "head:1.2, cache:host:5000/cache@sha256:ab"
     assert llm_knob.versions(text, ["head", "cache"]) == {
