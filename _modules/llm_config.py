@@ -42,11 +42,12 @@ def check(keys=None):
 
 def _misgiven(keys):
     """Return what is wrong with what ``pillar=`` has given to an orchestration."""
-    import llm_review  # few runs are orchestrations
     from llm_problem import Problem, described, unknown
 
     strange, ours = [key for key in __pillar__ if key not in ("llm", *keys)], {}
     if strange:
+        import llm_review  # few give what they must not
+
         ours, _ = llm_review.compiler(__opts__)(__opts__["id"], ())
     problems = [unknown(("pillar",), "key", keys, key) for key in strange if key not in ours]
     known, chosen = list(platform()["services"]), __pillar__.get("llm_services") or []
