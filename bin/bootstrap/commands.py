@@ -3,11 +3,14 @@
 import argparse
 import fcntl
 import os
+import signal
 import sys
 
 from . import down, testing, up
 from .installation import REPOSITORY, Installation
 from .progress import Failure
+
+ENDINGS = signal.SIGTERM, signal.SIGHUP
 
 
 def main():
@@ -28,6 +31,7 @@ def main():
     soak.add_argument("--steps", type=int, help="how many, in place of minutes")
     arguments = parser.parse_args()
     os.umask(0o022)
+    hear_endings()
     try:
         with only_one():
             return run(arguments)
@@ -39,6 +43,22 @@ def main():
     except KeyboardInterrupt:
         print(f"\nInterrupted. `make {arguments.command}` goes on from here.", file=sys.stderr)
         return 130
+
+
+def hear_endings():
+    """
+    Let a time limit or a terminal that goes away end this as Ctrl-C does: else the command at work
+    would go on without anybody.
+    """
+    heard = [each for each in ENDINGS if signal.getsignal(each) != signal.SIG_IGN]  # as of `nohup`
+
+    def interrupt(*_):
+        for each in heard:
+            signal.signal(each, signal.SIG_IGN)  # `make` says it as well
+        raise KeyboardInterrupt
+
+    for each in heard:
+        signal.signal(each, interrupt)
 
 
 def run(arguments):

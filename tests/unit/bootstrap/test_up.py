@@ -4,12 +4,13 @@ What `make up` says while it works and when it is done.
 
 import io
 import os
+import subprocess
 import sys
 import time
 
 import pytest
 
-from bootstrap import progress, up
+from bootstrap import commands, progress, up
 
 STAMP = "2026-11-23 15:13:16,397"
 STATE = f"{STAMP} [salt.state       :2384][INFO    ][3089] Executing state a.healthy for [head]\n"
@@ -88,6 +89,31 @@ def test_run_ends_its_command_when_interrupted(tmp_path, said, monkeypatch):
     monkeypatch.setattr(words, "waiting", interrupt)
     with pytest.raises(KeyboardInterrupt):
         progress.run(words, [sys.executable, "-c", program], tmp_path / "log", "sleeping")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+@pytest.mark.parametrize("ending", commands.ENDINGS)
+def test_run_ends_its_command_when_the_process_is_told_to_end(tmp_path, ending):
+    started = tmp_path / "pid"
+    sleeper = (
+        f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    program = (
+        "import sys; from bootstrap import commands, progress; commands.hear_endings();"
+        f" progress.run(progress.Progress(1), [sys.executable, '-c', {sleeper!r}],"
+        f" {str(tmp_path / 'log')!r}, 'sleeping')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        while not (started.exists() and started.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(ending)
+        process.send_signal(ending)
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
 
