@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llm_outcome
+
 from . import configuration, daemons, engine, packages, variables
 from .installation import REPOSITORY, VENV
 from .progress import Failure, Progress, run
@@ -18,6 +20,7 @@ MADE_BY_CONTAINERD = (
 )  # fmt: skip
 OUR_IMAGES = ("llm.image", "llm.test")  # labels
 SYSCTL = Path("/run/sysctl.d/60-llm.conf")  # of salt/ingress/running.sls
+LOCKED = "Nobody else changes the platform"  # of orch/teardown.sls
 GENERATED = ("__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis")
 
 
@@ -37,12 +40,7 @@ def stop_platform(progress, installation):
     progress.step("Stop the platform's containers")
     answers = engine.answers()
     if answers and containers(installation) and daemons.of(installation).is_whole():
-        argv = installation.command("salt-run", "state.orchestrate", "orch.teardown")
-        env = variables.installation(installation)
-        log = installation.log / "down"
-        if run(progress, argv, log, "orch.teardown", env=env, check=False):
-            progress.say("orch.teardown failed: the engine stops what is left", indent=6)
-            progress.say(f"Log: {log}", indent=6)
+        teardown(progress, installation)
     left = containers(installation) if answers else []
     if left:
         daemons.of(installation).stop()  # or the minion's watch starts them again
@@ -52,6 +50,29 @@ def stop_platform(progress, installation):
         stay_down(container["Id"])
         engine.ask("POST", f"/containers/{container['Id']}/stop", t=10)
     progress.done("stopped" if answers else "no engine answers: nothing runs")
+
+
+def teardown(progress, installation):
+    """
+    Remove the containers in their order by Salt; say why where that fails.
+
+    Raises ``Failure`` where somebody else changes the platform, who would start them again.
+    """
+    answer, log = installation.log / "teardown.json", installation.log / "down"
+    answer.unlink(missing_ok=True)
+    argv = installation.command(
+        "salt-run", "state.orchestrate", "orch.teardown", "--out=json", f"--out-file={answer}"
+    )
+    env = variables.installation(installation)
+    if not run(progress, argv, log, "orch.teardown", env=env, check=False):
+        return
+    found = llm_outcome.read(answer)
+    for truth in found:
+        if truth.id == LOCKED and truth.result is False:
+            raise Failure(truth.comment)
+    progress.say("orch.teardown failed: the engine stops what is left", indent=6)
+    for line in [*llm_outcome.failures(found), f"Log: {log}"]:
+        progress.say(line, indent=6)
 
 
 def containers(installation, **more):
