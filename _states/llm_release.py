@@ -126,6 +126,7 @@ def returned(name, number, release):
             ret["comment"] = "\n".join(found)
         else:
             ret["result"] = None
+            ret["changes"] = {"release": release}
             ret["comment"] = f"Release {release} would serve"
     except CommandExecutionError as err:
         ret["result"] = False

@@ -67,7 +67,7 @@ def test_returned(llm_release, called, testmode):
     called("obstacles").return_value = []
     ret = llm_release.returned("5 serves", 7, 5)
     assert ret["result"] is (None if testmode else True)
-    assert ret["changes"] == ({} if testmode else called("go_to").return_value)
+    assert ret["changes"] == ({"release": 5} if testmode else called("go_to").return_value)
 
 
 def test_returned_that_cannot_be(llm_release, called, testmode):
