@@ -352,10 +352,15 @@ class _Planner:
         spec = replica.spec
         kept = [c for c in (replica.old, *replica.parked, *replica.surplus) if c]
         names = ", ".join(sorted(map(self.name, kept))) or "none"
+        unfit = [
+            f"{self.name(found)} is not fit to ({', '.join(self.spoilt(found, spec))})"
+            for found in kept
+            if found.spec == spec["pinned"]["digest"]
+        ]
         self.conflicts.append(
             f"Replica {spec['replica']} of {spec['service']} cannot go back "
-            f"({spec['pinned']['why']}): its container is gone from this host or no longer "
-            f"fit; there are: {names}"
+            f"({spec['pinned']['why']}): "
+            f"{'; '.join(unfit) or 'its container is not kept any more'}; there are: {names}"
         )
 
     def mend(self, spec, target, policy):

@@ -775,19 +775,27 @@ def test_plan_of_a_pinned_spec_does_not_ask_with_a_password_of_today(host):
     assert [check for check, _, _ in host.waited] == [{"container": "running"}]
 
 
-@pytest.mark.parametrize("end", [lambda engine: engine.remove("llm-head-1-g1"), "network"])
-def test_plan_of_a_pinned_spec_whose_container_is_not_fit(host, end):
+NOT_FIT = "llm-head-1-g1 is not fit to (not connected to network llm-network)"
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda engine: engine.remove("llm-head-1-g1"), "its container is not kept any more"),
+        (lambda engine: engine.named("llm-head-1-g1")["Networks"].clear(), NOT_FIT),
+    ],
+)
+def test_plan_of_a_pinned_spec_whose_container_is_not_fit(host, end, why):
     host.apply(HEAD)
     host.apply(HEAD | {"memory": "1g"})
     back = HEAD | {"memory": "1g"} | pinned(host, "llm-head-1-g1")
-    if end == "network":
-        host.engine.named("llm-head-1-g1")["Networks"].clear()
-    else:
-        end(host.engine)
+    end(host.engine)
     plan = host.plan(back)
     assert plan["operations"] == []
     (conflict,) = plan["conflicts"]
-    assert conflict.startswith("Replica 1 of head cannot go back (release 2 was taken back): ")
+    assert conflict.startswith(
+        f"Replica 1 of head cannot go back (release 2 was taken back): {why}; there are: "
+    )
     assert "llm-head-1-g2" in conflict
 
 
