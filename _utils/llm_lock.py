@@ -24,7 +24,9 @@ class Locked(CommandExecutionError):
     """
 
     def __init__(self, holder):
-        way = "salt-run llm.unlock frees it" if holder["by_hand"] else "wait=SECONDS waits for it"
+        way = "try again once it has ended; llm.deploy waits for that with wait=SECONDS"
+        if holder["by_hand"]:
+            way = "salt-run llm.unlock frees it"
         super().__init__(f"the platform is locked: {told(holder)}; {way}")
         self.holder = holder
 

@@ -83,7 +83,7 @@ def test_take_of_one_that_is_taken(lock, other):
         lock.take("deploy", 2)
     assert f"deploy (release 1) of {llm_lock.who()} since " in str(refused.value)
     assert f"process {other.pid} on " in str(refused.value)
-    assert str(refused.value).endswith("; wait=SECONDS waits for it")
+    assert str(refused.value).endswith("; llm.deploy waits for that with wait=SECONDS")
     assert refused.value.holder["pid"] == other.pid
     assert not lock.is_mine()
 
