@@ -39,7 +39,7 @@ def stop_platform(progress, installation):
     """Stop the containers: in their order by Salt, and what is left by the engine."""
     progress.step("Stop the platform's containers")
     answers = engine.answers()
-    if answers and containers(installation) and daemons.of(installation).is_whole():
+    if answers and daemons.of(installation).is_whole():
         teardown(progress, installation)
     left = containers(installation) if answers else []
     if left:

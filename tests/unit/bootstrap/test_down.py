@@ -72,7 +72,12 @@ def test_a_teardown_that_fails_is_told_and_the_engine_stops_the_rest(
     ]
 
 
-def test_nothing_is_stopped_while_somebody_else_changes_the_platform(installation, asked, teardown):
+@pytest.mark.parametrize("runs", [True, False], ids=["a container runs", "none does yet"])
+def test_nothing_is_stopped_while_somebody_else_changes_the_platform(
+    installation, asked, teardown, monkeypatch, runs
+):
+    if not runs:
+        monkeypatch.setattr(down.engine, "labelled", lambda kind, label: [])
     teardown(1, down.LOCKED, "the platform is locked: deploy")
     with pytest.raises(Failure, match=r"^the platform is locked: deploy$"):
         down.stop_platform(Progress(1, out=io.StringIO()), installation)
