@@ -243,10 +243,11 @@ def plan(specs, engine_expected=True):
         Whether the engine must answer already; else a host without one has no containers. Default:
         ``True``.
 
-    Returns ``{"operations": [...], "changes": {container: [sentence]}, "missing": [sentence],
-    "conflicts": [sentence], "notes": [sentence]}`` for `execute`. ``missing`` is what an earlier
-    state may still bring: images, networks, folders to mount; ``conflicts`` is what a person has to
-    remove.
+    Returns ``{"operations": [...], "ahead": [...], "changes": {container: [sentence]}, "missing":
+    [sentence], "conflicts": [sentence], "notes": [sentence]}`` for `execute`. ``ahead`` are
+    operations that may come before all others, see ``_utils/llm_plan.py``; ``missing`` is what an
+    earlier state may still bring: images, networks, folders to mount; ``conflicts`` is what a
+    person has to remove.
 
     Raises ``SaltInvocationError`` with every mistake in ``specs``, and ``CommandExecutionError``
     when the engine does not answer.

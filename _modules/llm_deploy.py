@@ -6,6 +6,7 @@ it last and in no other: what an older one left behind, such as a job that wakes
 nothing.
 """
 
+import contextlib
 import datetime
 import pathlib
 import time
@@ -27,7 +28,8 @@ PATIENCE = 120  # seconds that another state run may still take
 GOING_BACK = "going back"
 LONGEST = 3600  # seconds; a deploy that has begun before was killed
 ENDED = (llm_release.DONE, llm_release.TAKEN_BACK)  # what serves then is proved
-CHANGE = ("state.*", "llm_deploy.take_back", "llm_deploy.go_to")  # what changes containers
+FORWARD = ("state.*", "llm_deploy.start", "llm_deploy.go_to")  # what is taken back
+CHANGE = (*FORWARD, "llm_deploy.take_back")  # what changes containers
 
 
 def __virtual__():
@@ -234,14 +236,18 @@ def take_back(number, services):
     record = current()
     if not record or record["number"] != number:
         return {"begun": False, "changes": {}, "errors": []}
+    first = record["state"] != GOING_BACK
     _write("deploy.json", record | {"state": GOING_BACK})
-    for run in _wait_for_other_runs("state.*"):
+    for run in _wait_for_other_runs(*FORWARD):
         __salt__["saltutil.kill_job"](run["jid"])
     wanted = {name: record["before"].get(name, {}) for name in services}
     why = f"release {number} was taken back"
     if not record["touched"] and not _changed(number):
         return {"begun": False, "changes": {}, "errors": []}
     errors = _end_canaries(wanted)
+    if first:
+        known = record["before"].keys() & __salt__["llm_config.carried"]()
+        _start({name: record["before"][name] for name in known}, _snapshot(number, "before"), why)
     done = _go(wanted, _snapshot(number, "before"), number, why)
     return {"begun": True} | done | {"errors": errors + done["errors"]}
 
@@ -254,6 +260,28 @@ def _end_canaries(services):
     except CommandExecutionError as err:
         return [f"canary: {err}"]
     return []
+
+
+def start(number, release, wanted):
+    """
+    Start what served at the end of ``release``, in the course of deploy ``number``, before `go_to`
+    lets it serve, so that no service waits for the start of another. What is found by name or port
+    gets requests at once, the rest when `go_to` sends them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_deploy.start 14 12 '{head: {"1": {digest: "v1:..."}}}'
+
+    number, release, wanted
+        As of `go_to`.
+
+    What cannot be started so early is started by `go_to`, or refused.
+    """
+    if why := fence(number):
+        raise CommandExecutionError(why)
+    _start(wanted, _snapshot(release, "after"), _coming(release))
 
 
 def go_to(number, release, wanted):
@@ -353,6 +381,20 @@ def refused(service):
 def _changed(number):
     """Return the live files that are not as before deploy ``number``, ``{service: [sentence]}``."""
     return llm_snapshot.differences(_root() / "services", _snapshot(number, "before"))
+
+
+def _start(wanted, snapshot, why):
+    """
+    Start the containers of ``wanted`` whose live files are those of ``snapshot``, if there is
+    nothing in the way of any. `_go` is for the rest, and tells what is wrong.
+    """
+    changed = llm_snapshot.differences(_root() / "services", snapshot)
+    with contextlib.suppress(CommandExecutionError):
+        found = [_pinned(service, replicas, why) for service, replicas in wanted.items()]
+        plan = __salt__["llm_container.plan"](sum((specs for specs, _ in found), []))
+        if not plan["conflicts"] + plan["missing"]:
+            ahead = [each for each in plan["ahead"] if each["service"] not in changed]
+            __salt__["llm_container.execute"](plan | {"operations": ahead}, heals=True)
 
 
 def _go(wanted, snapshot, number, why):

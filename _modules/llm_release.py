@@ -195,7 +195,7 @@ def _taken_back(number):
     """
     Let every host go back from release ``number``; return what each answered, and who is silent.
     """
-    answers, failed, tiers = [], [], __salt__["llm_config.tiers"]()[::-1]
+    answers, failed, tiers = [], [], _tiers_back()
     # What is no state runs with the pillar that the minion started with.
     _, away = _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
 
@@ -252,14 +252,16 @@ def go_to(number, release):
     """
     if found := obstacles(release):
         raise CommandExecutionError("\n".join(found))
-    changes = {}
+    changes, tiers = {}, _tiers_back()
+    for host, wanted in _ways(release, [sum(tiers, [])]):
+        _ask([host], "llm_deploy.start", number, release, wanted)
 
     def go(host, wanted):
         answer = _answered(host, "llm_deploy.go_to", number, release, wanted)
         changes.setdefault(host, {}).update(answer["changes"])
         return [f"{host}: {error}" for error in answer["errors"]]
 
-    if errors := _in_turn(_ways(release, __salt__["llm_config.tiers"]()[::-1]), go):
+    if errors := _in_turn(_ways(release, tiers), go):
         raise CommandExecutionError("\n".join(errors))
     return {host: found for host, found in changes.items() if found}
 
@@ -281,9 +283,8 @@ def obstacles(release):
     Returns a list of sentences, of all hosts and services at once.
     """
     _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
-    services = [name for tier in reversed(__salt__["llm_config.tiers"]()) for name in tier]
     found = []
-    for host, wanted in _ways(release, [services]):
+    for host, wanted in _ways(release, [sum(_tiers_back(), [])]):
         try:
             said = _answered(host, "llm_deploy.obstacles", release, wanted)
         except CommandExecutionError as err:
@@ -353,6 +354,18 @@ def _end(number, result, why=(), last=0, **more):
 
 def _hosts():
     return list(__salt__["llm_config.platform"]()["site"]["hosts"])
+
+
+def _tiers_back():
+    """
+    Return the services in the order in which they go back, as a list of lists: the reverse of a
+    deploy's, but for what needs no other. That goes side by side with the Envoys that carry calls,
+    for it makes none, and all who call are back by then.
+    """
+    tiers, services = __salt__["llm_config.tiers"](), __salt__["llm_config.platform"]()["services"]
+    last = [name for tier in tiers for name in tier if not services[name]["needs"]]
+    rest = [[name for name in tier if name not in last] for tier in tiers]
+    return [*filter(None, reversed(rest)), last]
 
 
 def _carriers(tiers, hosts):

@@ -38,11 +38,13 @@ def plan(specs, world):
     Return what leads from ``world`` to the completed ``specs``, which name every replica of each
     of their services.
 
-    Returns ``{"operations": [...], "changes": {container: [sentence]}, "missing": [sentence],
-    "conflicts": [sentence], "notes": [sentence]}``. Operations of one ``lane`` come one after
-    another, all of them ``within`` so many seconds; lanes do not wait for each other. ``missing``
-    is what must be there before the plan can be carried out, ``conflicts`` what stands in its way
-    and is not ours to remove, ``notes`` what a reader should know.
+    Returns ``{"operations": [...], "ahead": [...], "changes": {container: [sentence]}, "missing":
+    [sentence], "conflicts": [sentence], "notes": [sentence]}``. Operations of one ``lane`` come one
+    after another, all of them ``within`` so many seconds; lanes do not wait for each other.
+    ``ahead`` are operations that only start what the others let serve; carried out before, they
+    spare the wait for it. ``missing`` is what must be there before the plan can be carried out,
+    ``conflicts`` what stands in its way and is not ours to remove, ``notes`` what a reader should
+    know.
     """
     planner = _Planner(world)
     for service in dict.fromkeys(spec["service"] for spec in specs):
@@ -113,6 +115,7 @@ class _Planner:
         self.addresses = set(world.addresses)
         self.limits = dict(world.limits)
         self.operations = []
+        self.kept = []  # spec and operation of each kept container that is to start beside another
         self.missing = []
         self.conflicts = []
         self.notes = []
@@ -124,11 +127,33 @@ class _Planner:
             changes.setdefault(operation["container"], []).append(operation["sentence"])
         return {
             "operations": self.operations,
+            "ahead": self.ahead(),
             "changes": changes,
             "missing": sorted(set(self.missing)),
             "conflicts": sorted(set(self.conflicts)),
             "notes": self.notes,
         }
+
+    def ahead(self):
+        """
+        Return the starts of kept containers that nothing has to come before; none where memory
+        does not allow all of them at once.
+        """
+        memory = sum(spec["memory"] for spec, _ in self.kept)
+        if any(
+            llm_room.lacking(spec | {"memory": memory}, self.world.limits) for spec, _ in self.kept
+        ):
+            return []
+        return [
+            operation
+            | {
+                "do": "start",
+                "sentence": "start: its turn to serve comes",
+                "steps": [step for step in operation["steps"] if step["do"] == "start"],
+                "lane": operation["container"],
+            }
+            for _, operation in self.kept
+        ]
 
     def service(self, service, specs):
         """Plan everything about one service."""
@@ -313,7 +338,7 @@ class _Planner:
         for found in replica.unusable:
             self.add("remove", found, ["it was never started"], self.removed(found))
         if target:
-            self.mend(spec, target, policy=target.live)
+            self.mend(spec, target, policy=target.live and not old)
         elif spec["pinned"]:
             self.lost(replica)
             return
@@ -325,8 +350,9 @@ class _Planner:
             self.add("start", target, [_end(target)], steps, starts=spec)
             self.grow(spec)
         elif old:
-            both = f"{self.name(old)} still runs" if target.live else self.again(spec)
-            causes = [both, *self.causes(old, target.parts, spec)]
+            kept = spec["pinned"] or not target.live
+            why = self.again(spec) if kept else f"{self.name(old)} still runs"
+            causes = [why, *self.causes(old, target.parts, spec)]
             start = [
                 _step("update", target.id, body=_ALWAYS),
                 _step("start", target.id, undo=_parking(target.id, spec)),
@@ -443,7 +469,7 @@ class _Planner:
         wait = _step("wait", self.called(new), health=spec["health"] | smoke, undo=back)
         serving[spec["replica"]] = self.called(new)
         route = self.route(spec, serving)
-        strategy, tight = self.strategy(spec, old)
+        strategy, tight = self.strategy(spec, new, old)
         if strategy == "stop-first" and create:
             # What the old one comes back to, a volume, a port or memory, is free by then.
             stop = _step("stop", self.called(new), seconds=seconds)
@@ -459,14 +485,18 @@ class _Planner:
         sentence = f"{self.name(old)}: {', '.join([*causes, *tight])}"
         self.add("replace", new, causes, steps, sentence, starts=spec)
         self.operations[-1] |= {"old": self.name(old), "strategy": strategy, "tight": tight}
+        if strategy == "start-first" and old.live and not create and not new.live:
+            self.kept.append((spec, self.operations[-1]))
 
-    def strategy(self, spec, old):
+    def strategy(self, spec, new, old):
         """
-        Return how ``old`` is replaced, and in words where want of memory has a say in it: two
+        Return how ``new`` replaces ``old``, and in words where want of memory has a say in it: two
         generations at once take more than one.
         """
-        lacking = llm_room.lacking(spec, self.limits)
-        self.grow(spec, without=old.parts.get("memory", 0) if old.live else 0)
+        runs = isinstance(new, llm_world.Container) and new.live
+        lacking = 0 if runs else llm_room.lacking(spec, self.limits)
+        freed = old.parts.get("memory", 0) if old.live else 0
+        self.grow(spec, without=freed + spec["memory"] * runs)
         if spec["strategy"] == "stop-first" or not old.live or not lacking:
             return spec["strategy"], []
         if spec["when_tight"] == "refuse":

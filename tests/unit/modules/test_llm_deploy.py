@@ -2,6 +2,7 @@ import json
 from unittest.mock import create_autospec
 
 import llm_engine
+import llm_snapshot
 import llm_spec
 import llm_standstill
 import llm_watch
@@ -37,7 +38,8 @@ def containers():
 
 @pytest.fixture
 def plan():
-    return {"operations": [], "changes": {}, "missing": [], "conflicts": [], "notes": []}
+    keys = ("operations", "ahead", "missing", "conflicts", "notes")
+    return {key: [] for key in keys} | {"changes": {}}
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def llm_deploy(configure_loader, platform, pillar, containers, plan, tmp_path):
     salt = {
         "llm_canary.running": create_autospec(llm_canary.running, return_value=[]),
         "llm_canary.end": create_autospec(llm_canary.end),
+        "llm_config.carried": lambda: ["tail", "head"],
         "llm_config.platform": lambda: platform,
         "llm_container.list": create_autospec(llm_container.list_, return_value=containers),
         "llm_container.plan": create_autospec(llm_container.plan, return_value=plan),
@@ -327,7 +330,8 @@ def test_take_back_of_a_first_deploy(llm_deploy, containers):
 def test_take_back_that_cannot_be(llm_deploy, plan, kind):
     llm_deploy.begin(7)
     llm_deploy.touch()
-    plan |= {"operations": [{"service": "tail"}], kind: ["its container is gone"]}
+    operations = [{"service": "tail"}]
+    plan |= {"operations": operations, "ahead": operations, kind: ["its container is gone"]}
     assert llm_deploy.take_back(7, ["tail"])["errors"] == ["its container is gone"]
     llm_deploy.__salt__["llm_container.execute"].assert_not_called()
 
@@ -343,7 +347,7 @@ def test_take_back_goes_on_with_the_others(llm_deploy, containers, plan):
     planned = llm_deploy.__salt__["llm_container.plan"]
     execute = llm_deploy.__salt__["llm_container.execute"]
     assert llm_deploy.take_back(7, ["tail", "head"])["errors"] == []
-    assert [len(call.args[0]) for call in planned.call_args_list] == [2]
+    assert [len(call.args[0]) for call in planned.call_args_list] == [2, 2]
     planned.reset_mock()
     execute.reset_mock()
 
@@ -354,6 +358,45 @@ def test_take_back_goes_on_with_the_others(llm_deploy, containers, plan):
     planned.side_effect = of
     assert llm_deploy.take_back(7, ["tail", "head"])["errors"] == ["no way for tail"]
     assert [len(call.args[0]) for call in planned.call_args_list] == [2, 1, 1]
+    execute.assert_called_once()
+
+
+def test_take_back_first_starts_all_that_will_serve(llm_deploy, containers, plan, live):
+    """Not what has to read other live files by then, nor what the catalogue does not know."""
+    llm_deploy.__salt__["llm_service.specs"].side_effect = lambda name, anew: [
+        {"service": name, "image": name, "replica": 1}
+    ]
+    containers += [container(1, service="head"), container(1, service="outside")]
+    llm_deploy.begin(7)
+    llm_deploy.touch()
+    live.write_text("two")
+    plan["ahead"] = [{"service": "tail"}, {"service": "head"}]
+    planned = llm_deploy.__salt__["llm_container.plan"]
+    execute = llm_deploy.__salt__["llm_container.execute"]
+    llm_deploy.take_back(7, ["tail"])
+    (first, second) = execute.call_args_list
+    assert {each["service"] for each in planned.call_args_list[0].args[0]} == {"head", "tail"}
+    assert (first.args[0]["operations"], first.kwargs) == ([{"service": "head"}], {"heals": True})
+    assert (second.args[0], second.kwargs) == (plan, {})
+    execute.reset_mock()
+    llm_deploy.take_back(7, ["head"])
+    execute.assert_called_once_with(plan)
+
+
+def test_start_of_what_an_earlier_release_had(llm_deploy, plan, tmp_path):
+    llm_snapshot.take(tmp_path / "services", tmp_path / "deploys/6/after")
+    wanted = {"tail": {"1": {"digest": "v1:a"}}}
+    plan["ahead"] = [{"service": "tail"}]
+    execute = llm_deploy.__salt__["llm_container.execute"]
+    llm_deploy.begin(7)
+    llm_deploy.end(7, "done")
+    llm_deploy.begin(8)
+    llm_deploy.start(8, 6, wanted)
+    ((found,), _) = execute.call_args
+    assert found["operations"] == plan["ahead"]
+    llm_deploy.end(8, "interrupted")
+    with pytest.raises(CommandExecutionError, match="deploy 8 has ended"):
+        llm_deploy.start(8, 6, wanted)
     execute.assert_called_once()
 
 
@@ -397,7 +440,7 @@ def test_take_back_remembers_what_the_pillar_asks_for_and_not_what_was_refused_b
     llm_deploy, plan
 ):
     _take_back(llm_deploy, plan)
-    llm_deploy.__salt__["llm_service.specs"].assert_called_once_with("tail", anew=True)
+    llm_deploy.__salt__["llm_service.specs"].assert_called_with("tail", anew=True)
 
 
 def test_obstacles_of_all_services_at_once(llm_deploy, plan, live):

@@ -22,6 +22,7 @@ class Hosts:
             "llm_deploy.end": {"changes": {"llm-tail-1-g1": ["pids 1 → 2"]}, "services": SERVED},
             "llm_deploy.take_back": {"begun": True, "changes": {}, "errors": []},
             "llm_deploy.go_to": {"changes": {}, "errors": []},
+            "llm_deploy.start": None,
             "llm_deploy.obstacles": [],
             "saltutil.refresh_pillar": True,
         }
@@ -255,6 +256,25 @@ def test_go_to_an_earlier_release(llm_release, hosts):
     hosts.answers["llm_deploy.go_to"] = {"changes": {"llm-tail-1-g1": ["…"]}, "errors": []}
     assert llm_release.go_to(2, 1) == {"node1": {"llm-tail-1-g1": ["…"]}}
     assert hosts.asked_for("go_to") == [(2, 1, {"tail": SERVED["tail"]})]
+
+
+def test_go_to_starts_all_before_anything_goes(llm_release, hosts):
+    """What carries calls goes back last, and beside it what makes none."""
+    carriers = ["ingress", "mesh"]
+    tiers = [carriers, ["cache", "model-proxy"], ["head", "rate-limiter"], ["tail"]]
+    llm_release.__salt__["llm_config.tiers"] = lambda: tiers
+    served = dict.fromkeys(sum(tiers, []), SERVED["tail"])
+    hosts.answers["llm_deploy.end"] |= {"services": served}
+    llm_release.begin(1, "deploy")
+    llm_release.finish(1)
+    llm_release.begin(2, "rollback to 1")
+    llm_release.go_to(2, 1)
+    asked = [(word, set(wanted[-1])) for word, *wanted in hosts.asked if len(wanted) > 2]
+    last = {"ingress", "mesh", "cache", "model-proxy"}
+    assert asked == [
+        ("llm_deploy.start", served.keys()),
+        *(("llm_deploy.go_to", each) for each in ({"tail"}, {"head", "rate-limiter"}, last)),
+    ]
 
 
 def test_go_to_what_needs_something_that_goes_back_later(llm_release, hosts):

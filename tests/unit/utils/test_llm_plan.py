@@ -109,6 +109,57 @@ def test_plan_needs_no_room_beside_what_does_not_run():
     assert plan["conflicts"] == []
 
 
+def kept(**keys):
+    """A container that was replaced, and the spec by which it serves again."""
+    found = container(state="exited", **keys)
+    found.id, found.name, found.generation = "kept", "llm-head-1-g0", 0
+    pinned = {"digest": found.spec, "why": "release 1 comes back"}
+    wanted = spec(memory="100m", pinned=pinned, room=room(250))
+    found.host = {"RestartPolicy": {"Name": "no"}, **llm_spec.limits(wanted)}
+    return found, wanted
+
+
+def test_plan_starts_what_is_kept_ahead():
+    found, wanted = kept()
+    plan = llm_plan.plan([wanted], world(found, container(memory="50m"), head=50))
+    (operation,) = plan["ahead"]
+    assert operation["container"] == "llm-head-1-g0"
+    assert [(step["do"], step["container"]) for step in operation["steps"]] == [("start", "kept")]
+    assert plan["changes"].keys() == {"llm-head-1-g0"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "keys"),
+    [({"head": 50, "tail": 101}, {}), ({"head": 50}, {"strategy": "stop-first"})],
+    ids=["tight", "stop-first"],
+)
+def test_plan_starts_nothing_ahead(limits, keys):
+    found, wanted = kept()
+    plan = llm_plan.plan([wanted | keys], world(found, container(memory="50m"), **limits))
+    assert plan["ahead"] == []
+
+
+def test_plan_starts_all_ahead_or_none():
+    """Each fits beside the others, but not all of them."""
+    first, wanted = kept()
+    second, _ = kept(replica=2)
+    second.id, second.name = "second", "llm-head-2-g0"
+    wanted["room"] = room(350)
+    wanted = [wanted, wanted | {"replica": 2}]
+    old = [container(each, memory="50m") for each in (1, 2)]
+    assert llm_plan.plan(wanted, world(first, second, *old, head=151))["ahead"] == []
+    assert len(llm_plan.plan(wanted, world(first, second, *old, head=150))["ahead"]) == 2
+
+
+def test_plan_lets_what_was_started_ahead_serve():
+    found, wanted = kept()
+    found.state = "running"
+    plan = llm_plan.plan([wanted], world(found, container(memory="50m"), head=150))
+    (operation,) = plan["operations"]
+    assert operation["causes"][0] == "release 1 comes back"
+    assert operation["tight"] == plan["conflicts"] == plan["ahead"] == []
+
+
 def test_plan_names_the_versions_and_labels_the_new_one():
     wanted = spec(memory="100m", version="1.3")
     (operation,) = llm_plan.plan([wanted], world(container()))["operations"]
