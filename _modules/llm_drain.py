@@ -8,6 +8,7 @@ import time
 import llm_engine
 import llm_envoy
 import llm_world
+import psutil
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "llm_drain"
@@ -15,6 +16,7 @@ __virtualname__ = "llm_drain"
 SETTLED = 2  # seconds in which callers notice a closed listener: so often they ask names and health
 QUIET = 1  # seconds in which nothing is under way, after which nothing comes any more
 POLL = 0.1  # seconds
+_OPEN = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)  # something may still be sent to a client
 _ESTABLISHED, _LISTENING = "01", "0A"  # of /proc/net/tcp
 
 
@@ -60,9 +62,10 @@ def wait(container, timeout=60, admin=None, routed=True):
             ends = found["NetworkSettings"]["Networks"].values()
             _succeeded({llm_world.address_of(end) for end in ends} - {""})
         _begin(pathlib.Path(admin), routed, min(SETTLED, timeout))
+    pid = found["State"]["Pid"]
     if admin:
-        return _finished(lambda: _under_way(admin, routed), deadline)
-    return _finished(lambda: _connections(found["State"]["Pid"]), deadline)
+        return _finished(lambda: _under_way(admin, routed, pid), deadline)
+    return _finished(lambda: _connections(pid), deadline)
 
 
 def _succeeded(addresses, timeout=30):
@@ -108,23 +111,44 @@ def _finished(under_way, deadline):
         time.sleep(POLL)
 
 
-def _under_way(admin, routed):
-    """Return how many connections an Envoy has; of the mesh, how many requests it answers."""
+def _under_way(admin, routed, pid):
+    """
+    Return how many connections the Envoy in container process ``pid`` has; of the mesh, how many
+    requests it answers.
+    """
     answer = llm_envoy.asked(admin, "/stats?format=json&filter=downstream_(rq|cx)_active$") or {}
     numbers = {each["name"]: each["value"] for each in answer.get("stats", ()) if "name" in each}
     kinds = {"http.": "downstream_rq_active", "listener.": "downstream_cx_active"}
     if routed:
         del kinds["http."]
     for start, end in kinds.items():
-        own = [
-            value
+        own = {
+            name: value
             for name, value in numbers.items()
             if name.startswith(start) and name.endswith(end)
             if ".admin." not in name and ".worker_" not in name
-        ]
+        }
+        if any(own.values()) and start == "listener.":
+            ports = {int(name.removesuffix(f".{end}").rpartition("_")[2]) for name in own}
+            return min(sum(own.values()), _open(pid, ports))
         if own:
-            return sum(own)
+            return sum(own.values())
     return 0
+
+
+def _open(pid, ports):
+    """
+    Return how many connections to ``ports`` process ``pid`` and its children have. One that was
+    ended to its client is none, although an Envoy that only passes bytes on keeps it until the
+    client ends it as well: idle ones may take no notice.
+    """
+    try:
+        first = psutil.Process(pid)
+        processes = [first, *first.children(recursive=True)]
+        found = [each for process in processes for each in process.net_connections("tcp")]
+    except psutil.Error:
+        return 0
+    return sum(each.status in _OPEN and each.laddr.port in ports for each in found)
 
 
 def _connections(pid):

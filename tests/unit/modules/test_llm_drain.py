@@ -1,3 +1,5 @@
+import os
+import socket
 import threading
 import time
 from unittest.mock import create_autospec, patch
@@ -41,6 +43,7 @@ def llm_drain(configure_loader, health):
     engine.inspect.return_value = state
     with (
         patch.object(llm_engine, "Engine", lambda path: engine),
+        patch.object(module, "_open", lambda pid, ports: 50 if ports == {4000} else 0),
         patch.multiple(module, QUIET=0.2, SETTLED=0.1, POLL=0.01),
     ):
         yield module
@@ -107,6 +110,28 @@ def test_wait_counts_connections_where_bytes_are_passed_on(llm_drain, admin):
             del admin.stats[name]
     path = str(admin.path)
     assert llm_drain.wait("llm-ingress-1-g1", admin=path, timeout=0, routed=False) == 9
+
+
+def test_wait_counts_no_connection_that_only_its_client_keeps(llm_drain, admin):
+    with patch.object(llm_drain, "_open", lambda pid, ports: 0):
+        assert llm_drain.wait("llm-tail-1-g1", admin=str(admin.path)) == 0
+
+
+def test_open_are_connections_on_which_an_answer_may_come():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        pairs = []
+        for _ in range(3):
+            client = socket.create_connection(("127.0.0.1", port))
+            pairs.append((client, server.accept()[0]))
+        assert llm_drain_module._open(os.getpid(), {port}) == 3
+        assert llm_drain_module._open(os.getpid(), {1}) == 0
+        pairs[0][0].shutdown(socket.SHUT_WR)  # it has asked, and waits
+        pairs[1][1].shutdown(socket.SHUT_WR)  # it was answered, and takes no notice
+        assert llm_drain_module._open(os.getpid(), {port}) == 2
+        for end in sum(pairs, ()):
+            end.close()
+    assert llm_drain_module._open(2**22 + 1, {port}) == 0
 
 
 def test_wait_tells_nothing_before_callers_know_another(llm_drain, admin, health, tmp_path):
