@@ -2,6 +2,7 @@
 How a container is left: before it is stopped, it finishes what it has begun.
 """
 
+import contextlib
 import pathlib
 import time
 
@@ -16,8 +17,7 @@ __virtualname__ = "llm_drain"
 SETTLED = 2  # seconds in which callers notice a closed listener: so often they ask names and health
 QUIET = 1  # seconds in which nothing is under way, after which nothing comes any more
 POLL = 0.1  # seconds
-_OPEN = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)  # something may still be sent to a client
-_ESTABLISHED, _LISTENING = "01", "0A"  # of /proc/net/tcp
+_ESTABLISHED, _CLOSE_WAIT, _LISTENING = "01", "08", "0A"  # of /proc/net/tcp
 
 
 def __virtual__():
@@ -145,26 +145,42 @@ def _open(pid, ports):
     try:
         first = psutil.Process(pid)
         processes = [first, *first.children(recursive=True)]
-        found = [each for process in processes for each in process.net_connections("tcp")]
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return 0
-    return sum(each.status in _OPEN and each.laddr.port in ports for each in found)
+    mine = {name for process in processes for name in _files(process.pid)}
+    return sum(
+        state in (_ESTABLISHED, _CLOSE_WAIT)
+        and int(local.split(":")[1], 16) in ports
+        and f"socket:[{inode}]" in mine
+        for local, _, state, inode in _sockets(pid)
+    )
+
+
+def _files(pid):
+    """Yield what process ``pid`` has open."""
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        for each in pathlib.Path("/proc", str(pid), "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # was closed
+                yield each.readlink().name
 
 
 def _connections(pid):
     """Return how many connections others have to what listens in the network of process ``pid``."""
-    sockets = []
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = pathlib.Path("/proc", str(pid), "net", table).read_text().splitlines()[1:]
-        except OSError:
-            continue  # it has ended
-        sockets += [line.split()[1:4] for line in lines]
-    ports = {local.split(":")[1] for local, _, state in sockets if state == _LISTENING}
+    sockets = list(_sockets(pid))
+    ports = {local.split(":")[1] for local, _, state, _ in sockets if state == _LISTENING}
     return sum(
         state == _ESTABLISHED and local.split(":")[1] in ports and not _is_loopback(remote)
-        for local, remote, state in sockets
+        for local, remote, state, _ in sockets
     )
+
+
+def _sockets(pid):
+    """Yield the sockets in the network of process ``pid``: their ends, state and number."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):  # it has ended
+            for line in pathlib.Path("/proc", str(pid), "net", table).read_text().splitlines()[1:]:
+                fields = line.split()
+                yield (*fields[1:4], fields[9])
 
 
 def _is_loopback(end):

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from _modules import llm_drain
+
 pytestmark = pytest.mark.docker
 
 
@@ -21,13 +23,16 @@ def connected(address):
             time.sleep(0.1)
 
 
-def test_wait_for_a_server_until_it_has_no_connection(site, image, network):
+def test_wait_for_a_server_until_it_has_no_connection(site, engine, image, network):
     ret = site.state(
         "llm_container.running", "web",
         image=image, network=network, memory="32m", command=["httpd", "-f", "-p", "8000"],
     )  # fmt: skip
     assert ret["result"] is True, ret["comment"]
     (found,) = site.call("llm_container.list", "web")
+    pid = engine.inspect(found["name"])["State"]["Pid"]
     with connected((found["address"], 8000)):
+        assert llm_drain._open(pid, {8000}) == 1
         assert site.call("llm_drain.wait", found["name"], timeout=1.5) == 1
     assert site.call("llm_drain.wait", found["name"], timeout=30) == 0
+    assert llm_drain._open(pid, {8000}) == 0

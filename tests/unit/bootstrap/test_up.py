@@ -4,6 +4,7 @@ What `make up` says while it works and when it is done.
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -108,6 +109,7 @@ def test_run_ends_its_command_when_the_process_is_told_to_end(tmp_path, ending):
     with subprocess.Popen(
         [sys.executable, "-c", program], env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(ending, signal.SIG_DFL),  # also under `nohup`
     ) as process:  # fmt: skip
         while not (started.exists() and started.read_text()):
             assert process.poll() is None

@@ -157,13 +157,14 @@ def test_wait_for_an_envoy_that_has_ended(llm_drain, tmp_path):
 
 
 def test_connections_are_those_to_what_listens(llm_drain, tmp_path):
+    rest = "00000000:00000000 00:00000000 00000000 10005 0 4711"
     table = [
         "  sl  local_address rem_address   st",
-        "   0: 5000001E:0FA0 00000000:0000 0A",  # listens
-        "   1: 5000001E:0FA0 1000001E:C001 01",  # asked by the mesh
-        "   2: 5000001E:0FA0 1000001E:C002 06",  # over
-        "   3: 0100007F:0FA0 0100007F:C003 01",  # asks itself
-        "   4: 5000001E:D431 1000001E:1F90 01",  # asks others
+        f"   0: 5000001E:0FA0 00000000:0000 0A {rest}",  # listens
+        f"   1: 5000001E:0FA0 1000001E:C001 01 {rest}",  # asked by the mesh
+        f"   2: 5000001E:0FA0 1000001E:C002 06 {rest}",  # over
+        f"   3: 0100007F:0FA0 0100007F:C003 01 {rest}",  # asks itself
+        f"   4: 5000001E:D431 1000001E:1F90 01 {rest}",  # asks others
     ]
     net = tmp_path / "7/net"
     net.mkdir(parents=True)
