@@ -1,6 +1,8 @@
 """Signals that reach a block, whatever it is at."""
 
+import asyncio
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -59,6 +61,23 @@ def test_signal_ends_the_block(number):
 def test_signal_while_something_is_closed_ends_the_block_after_that():
     ends(Closed)
     assert Closed.whole
+
+
+def test_signal_in_a_callback_of_an_event_loop_ends_the_block_after_that(caplog):
+    async def question():
+        interrupt()
+        time.sleep(0.1)
+
+    def asked():
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            loop.call_later(0.2, loop.stop)
+            task = loop.create_task(question())
+            loop.run_forever()
+        assert task.done()
+
+    ends(asked)
+    gc.collect()
+    assert not caplog.messages
 
 
 def test_signal_is_raised_during_a_close_that_does_not_end(monkeypatch):
