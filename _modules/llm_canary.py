@@ -63,7 +63,6 @@ def start(service, weight):
         raise CommandExecutionError("\n".join(done["errors"]))
     health = spec["health"] | {"smoke_test": spec["smoke_test"]}
     container = __salt__["llm_container.list"](spec["service"])[0]["name"]
-    health["smoke_test"] = spec["smoke_test"]
     __salt__["llm_health.wait"](health.pop("check"), container=container, **health)
     __salt__["llm_mesh.wait"](spec["service"])
     if not weigh(service, weight):

@@ -253,7 +253,7 @@ def go_to(number, release):
     if found := obstacles(release):
         raise CommandExecutionError("\n".join(found))
     changes, tiers = {}, _tiers_back()
-    for host, wanted in _ways(release, [sum(tiers, [])]):
+    for host, wanted in _ways(release):
         _ask([host], "llm_deploy.start", number, release, wanted)
 
     def go(host, wanted):
@@ -284,7 +284,7 @@ def obstacles(release):
     """
     _ask(_hosts(), "saltutil.refresh_pillar", wait=True)
     found = []
-    for host, wanted in _ways(release, [sum(_tiers_back(), [])]):
+    for host, wanted in _ways(release):
         try:
             said = _answered(host, "llm_deploy.obstacles", release, wanted)
         except CommandExecutionError as err:
@@ -294,8 +294,12 @@ def obstacles(release):
     return found
 
 
-def _ways(release, tiers):
-    """Return for each of ``tiers`` and each host what served of it at the end of ``release``."""
+def _ways(release, tiers=None):
+    """
+    Return for each of ``tiers`` and each host what served of it at the end of ``release``. Default:
+    all services as one tier, in the order in which they go back.
+    """
+    tiers = tiers or [sum(_tiers_back(), [])]
     hosts = _releases().target(release, force=True)["hosts"]
     return [
         (host, wanted)

@@ -52,9 +52,8 @@ def reviewed(name, keys=None):
         As of `checked`.
     """
     answer = __salt__["saltutil.runner"]("llm.check")
-    mistakes = __salt__["llm_config.check"](
-        keys
-    )  # with any, the orchestration is empty but for this
+    # With any of these, the orchestration is empty but for this state.
+    mistakes = __salt__["llm_config.check"](keys)
     if answer["retcode"]:
         mistakes = answer.get("problems") or [answer.get("error", "salt-run llm.check failed")]
     comment = "\n".join(mistakes) or "The pillar is sound"

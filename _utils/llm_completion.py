@@ -50,8 +50,11 @@ def verify(base_url, model, api_key, ca_file=None, server_name=None, timeout=60)
     ) as client:
         extensions = {"sni_hostname": server_name} if server_name else {}
         try:
-            plain = _plain(client, model, extensions)
-            first_token = _streamed(client, model, extensions)
+            plain = _plain(client, model, "head", extensions)
+            first_token = _streamed(client, model, "head", extensions)
+        except httpx.HTTPStatusError as err:
+            refused = _refused(err.response, model).replace(api_key, "[redacted]")
+            raise CommandExecutionError(refused) from None
         except httpx.HTTPError as err:
             raise CommandExecutionError(_unanswered(err, base_url, timeout)) from None
         except CommandExecutionError as err:
@@ -73,8 +76,11 @@ def ask(base_url, model, api_key, service, timeout=60):
         base_url=base_url, headers=headers, timeout=timeout, trust_env=False
     ) as client:
         try:
-            _plain(client, model, {}, service)
-            _streamed(client, model, {}, service)
+            _plain(client, model, service)
+            _streamed(client, model, service)
+        except httpx.HTTPStatusError as err:
+            refused = f"{service} refuses the request for {model}: {_shown(err.response)}"
+            raise CommandExecutionError(refused) from None
         except httpx.HTTPError as err:
             text = str(err) or type(err).__name__
             raise CommandExecutionError(f"{service} does not answer for {model}: {text}") from None
@@ -86,32 +92,31 @@ def _request(model, **more):
     return {"model": model, "messages": [question], "max_tokens": TOKENS, **more}
 
 
-def _plain(client, model, extensions, service=None):
+def _plain(client, model, service, extensions=None):
     start = time.perf_counter()
     answer = client.post("chat/completions", json=_request(model), extensions=extensions)
     total = time.perf_counter() - start
-    if answer.status_code != 200:
-        raise CommandExecutionError(_refused(answer, model, service))
+    answer.raise_for_status()
     try:
         completion = answer.json()
         said = completion["choices"][0]["message"]["content"]
         tokens = completion["usage"]["completion_tokens"]
     except (ValueError, LookupError, TypeError):
-        text = f"{service or 'head'} answers, but no completion: {_shown(answer)}"
+        text = f"{service} answers, but no completion: {_shown(answer)}"
         raise CommandExecutionError(text) from None
     if not isinstance(said, str) or not tokens:
         raise CommandExecutionError(f"{model} answers without a word: {_shown(answer)}")
     return {"tokens": tokens, "total": total, "hops": _hops(answer.headers, completion, total)}
 
 
-def _streamed(client, model, extensions, service=None):
+def _streamed(client, model, service, extensions=None):
     """Return after how many seconds the first piece came."""
     start, first, words = time.perf_counter(), None, 0
     request = _request(model, stream=True)
     with client.stream("POST", "chat/completions", json=request, extensions=extensions) as answer:
-        if answer.status_code != 200:
+        if not answer.is_success:
             answer.read()
-            raise CommandExecutionError(_refused(answer, model, service))
+            answer.raise_for_status()
         for line in answer.iter_lines():
             if not line.startswith("data:"):
                 continue
@@ -119,9 +124,9 @@ def _streamed(client, model, extensions, service=None):
             data = line.removeprefix("data:").strip()
             if data == "[DONE]":
                 break
-            words += _piece(data, service or "head")
+            words += _piece(data, service)
         else:
-            text = f"{service or 'head'} ends a streamed answer before it is complete"
+            text = f"{service} ends a streamed answer before it is complete"
             raise CommandExecutionError(text)
     if not words:
         raise CommandExecutionError(f"{model} streams an answer without a word")
@@ -177,11 +182,9 @@ def _duration(timing, name):
     return None
 
 
-def _refused(answer, model, service=None):
-    """Return in words which hop, or which ``service`` itself, gave an error for an answer."""
+def _refused(answer, model):
+    """Return in words which hop gave an error for an answer."""
     status = answer.status_code
-    if service:
-        return f"{service} refuses the request for {model}: {_shown(answer)}"
     if status == 401:
         return "tail refuses the client's API key: the key given is not the one that tail has"
     if status == 429:
