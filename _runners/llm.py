@@ -749,8 +749,9 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
     shown = functools.partial(_answer, event=__jid_event__)
     wanted = _pillar()
     llm_knob.check(knobs or {}, wanted)
-    with llm_knob.turned(_pillar_root(), wanted["site"]["environment"], knobs) as turned:
-        number = max(_free(wait).next(), _releases().next())
+    number = max(_free(wait).next(), _releases().next())
+    knob = llm_knob.turned(_pillar_root(), wanted["site"]["environment"], knobs)
+    with llm_interruption.ignored(), knob as turned:
         outcome, interrupted = _orchestrated(orchestration, number, test, pillar)
         if test:
             text, retcode = llm_report.foreseen(outcome), outcome.get("retcode", 0)
@@ -806,7 +807,6 @@ def _orchestrated(orchestration, number, test, pillar):
                     pillar = pillar | _announced(pillar, progress)
                 return orchestrate(orchestration, pillar=pillar), False
         except (KeyboardInterrupt, SystemExit):
-            llm_interruption.ignore()
             progress.say("interrupted: what is in flight ends, then all goes back")
             given = {"llm_number": number, "llm_why": ["it was interrupted"]}
             return orchestrate("orch.recover", pillar=given), True

@@ -29,37 +29,46 @@ def heard():
     closed nor in a callback of an event loop, and again until the block has ended. Only a process's
     main thread can hear signals; elsewhere the block is run as it is.
     """
-    main = threading.main_thread()
-    if threading.current_thread() is not main:
-        yield
-        return
     since, timers = [], []
 
     def interrupt(number, frame):
         since.append(time.monotonic())
         lost = _lost(frame) and time.monotonic() < since[0] + PATIENCE
-        told = functools.partial(signal.pthread_kill, main.ident, number)
+        told = functools.partial(signal.pthread_kill, threading.main_thread().ident, number)
         timers.append(threading.Timer(0.05 if lost else AGAIN, told))
         timers[-1].start()
         if not lost:
             raise SystemExit
 
-    before = {each: signal.signal(each, interrupt) for each in SIGNALS}
+    with ignored():
+        try:
+            with _handled_by(interrupt):
+                yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+                timer.join()
+
+
+def ignored():
+    """
+    Return a context in which none is heard, but within `heard`: what is done there is carried
+    through.
+    """
+    return _handled_by(signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _handled_by(handler):
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, handler) for each in SIGNALS}
     try:
         yield
     finally:
-        ignore()
-        for timer in timers:
-            timer.cancel()
-            timer.join()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def ignore():
-    """Hear no further one in this process: what it is at now is to be carried through."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+        for each, earlier in before.items():
+            signal.signal(each, earlier)
 
 
 def _lost(frame):

@@ -100,6 +100,13 @@ def test_signal_that_somebody_has_caught_comes_again(monkeypatch):
     ends(caught)
 
 
+def test_signal_in_a_block_that_is_carried_through():
+    with llm_interruption.ignored():
+        interrupt()
+        ends(interrupt)
+        interrupt()
+
+
 def test_block_in_another_thread_is_run_as_it_is():
     done = []
 
