@@ -110,7 +110,10 @@ def begin(number):
         unended = _unended(number)
         if not unended:
             llm_snapshot.take(_root() / "services", _snapshot(number, "before"))
-        record = _record(number, llm_release.RUNNING, before=_serving()) | unended
+        before = _serving()
+        if before is None:  # the deploy starts the engine, for the first time or again
+            before = __salt__["llm_watch.remembered"]()
+        record = _record(number, llm_release.RUNNING, before=before) | unended
         if why := fence(number):  # called off meanwhile
             raise CommandExecutionError(why)
         _write("deploy.json", record)
@@ -190,7 +193,7 @@ def end(number, state):
     """
     _wait_for_other_runs("llm_deploy.take_back")
     record = _of(number)
-    after = _serving()
+    after = _serving() or {}
     changes = _changes(record["before"], after)
     changes |= {f"files of {service}": names for service, names in _changed(number).items()}
     _write("deploy.json", record | {"state": state, "touched": bool(changes)})
@@ -476,12 +479,15 @@ def _refuse(refusals):
 
 
 def _serving():
-    """Return the newest container that runs of each replica, ``{service: {replica: {...}}}``."""
-    found = {}
+    """
+    Return the newest container that runs of each replica, ``{service: {replica: {...}}}``, or
+    ``None`` where no engine answers.
+    """
     try:
         listed = __salt__["llm_container.list"](parts=True)
-    except CommandExecutionError:  # no engine yet
-        return found
+    except CommandExecutionError:
+        return None
+    found = {}
     for each in listed:  # the newest generation comes last
         if each["state"] in LIVE:
             found.setdefault(each["service"], {})[str(each["replica"])] = {

@@ -270,6 +270,24 @@ def remember(service, changed=True):
         llm_record.write(path, found)
 
 
+def remembered():
+    """
+    Return what is kept serving on this host, as `remember` left it. No engine is asked.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' llm_watch.remembered
+
+    Returns ``{service: {replica: {"container", "digest", "parts", "rollout", "version"}}}``: how
+    each container was made.
+    """
+    folder = _folder()
+    known = folder and _read(folder, llm_watch.DEPLOYED)
+    return {service: each["made"] for service, each in known["services"].items()} if known else {}
+
+
 def _serving(service):
     """Return of each replica how the container was made that serves, ``{replica: {...}}``."""
     if service not in ((__pillar__.get("llm") or {}).get("services") or {}):
@@ -280,6 +298,7 @@ def _serving(service):
     for each in sorted(containers, key=lambda each: each["state"] in LIVE):
         if each["parts"] and each["state"] in (*LIVE, "exited"):
             found[str(each["replica"])] = {
+                "container": each["name"],
                 "digest": each["spec"],
                 "parts": each["parts"],
                 "rollout": each["rollout"],

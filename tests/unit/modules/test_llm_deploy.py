@@ -12,6 +12,7 @@ from salt.modules import saltutil
 
 from _modules import llm_canary, llm_container, llm_files, llm_service
 from _modules import llm_deploy as llm_deploy_module
+from _modules import llm_watch as llm_watch_module
 
 SPEC = {"service": "tail", "image": "llm/envoy:1"}
 
@@ -64,6 +65,7 @@ def llm_deploy(configure_loader, platform, pillar, containers, plan, tmp_path):
         "llm_service.specs": create_autospec(
             llm_service.specs, return_value=[SPEC | {"replica": 1, "memory": "128m"}]
         ),
+        "llm_watch.remembered": create_autospec(llm_watch_module.remembered, return_value={}),
         "saltutil.is_running": create_autospec(saltutil.is_running, return_value=[]),
         "saltutil.kill_job": create_autospec(saltutil.kill_job),
     }
@@ -84,10 +86,19 @@ def test_begin_remembers_what_serves(llm_deploy, containers):
     assert record["before"]["tail"]["1"]["container"] == "llm-tail-1-g2"
 
 
-def test_begin_without_an_engine(llm_deploy):
-    llm_deploy.__salt__["llm_container.list"].side_effect = CommandExecutionError("no engine")
+@pytest.mark.parametrize("deployed", [False, True])
+def test_begin_without_an_engine(llm_deploy, containers, deployed):
+    """What is kept serving comes back with the engine, and is the way back."""
+    made = {"container": containers[0]["name"], "digest": containers[0]["spec"]}
+    made["parts"] = containers[0]["parts"]
+    remembered = {"tail": {"1": made}} if deployed else {}
+    llm_deploy.__salt__["llm_watch.remembered"].return_value = remembered
+    listed = llm_deploy.__salt__["llm_container.list"]
+    listed.side_effect = CommandExecutionError("no engine")
     llm_deploy.begin(1)
-    assert llm_deploy.current()["before"] == {}
+    assert llm_deploy.current()["before"] == remembered
+    listed.side_effect = None
+    assert bool(llm_deploy.end(1, "done")["changes"]) is not deployed
 
 
 def test_begin_while_another_run_does_not_end(llm_deploy, monkeypatch):

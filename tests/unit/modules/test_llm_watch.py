@@ -416,7 +416,8 @@ def test_remember_keeps_how_what_serves_was_made(llm_watch, containers, tmp_path
     llm_watch.remember("head")
     found = llm_record.read(tmp_path / "deployed.json")
     made = found["services"]["head"]["made"]
-    assert made == {"1": MADE | {"digest": "v1:b"}}
+    assert made == {"1": MADE | {"container": "llm-head-1-g2", "digest": "v1:b"}}
+    assert llm_watch.remembered()["head"] == made
     assert found["services"]["head"]["since"] == clock.now
     assert (tmp_path / "deployed.json").stat().st_mode & 0o777 == 0o600
 
@@ -430,6 +431,11 @@ def test_remember_what_should_run_and_does_not(llm_watch, containers, tmp_path):
     llm_watch.remember("head")
     found = llm_record.read(tmp_path / "deployed.json")
     assert found["services"]["head"]["made"]["1"]["digest"] == "v1:c"
+
+
+def test_remembered_of_a_host_without_a_deploy(llm_watch, tmp_path):
+    (tmp_path / "deployed.json").unlink()
+    assert llm_watch.remembered() == {}
 
 
 @pytest.mark.parametrize("gone", ["containers", "catalogue"])
