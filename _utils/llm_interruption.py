@@ -2,10 +2,10 @@
 Ctrl-C and SIGTERM that are heard, whatever the command is at.
 
 What a signal's handler raises while Python takes an object away is dropped ("Exception ignored
-in"), and what it raises in a callback of an event loop stays with its task, which tells it when it
-is taken away ("Task exception was never retrieved"). Salt opens and closes a loop for each of its
-questions: one in some hundred interruptions met such a moment, and the command went on as if nobody
-had said anything, or showed a traceback.
+in"); an object that it leaves half-made fails when it is taken away; what it raises in a callback
+of an event loop stays with its task, which tells it then ("Task exception was never retrieved").
+Salt opens and closes a loop for each of its questions: one in some hundred interruptions met such a
+moment, and the command went on as if nobody had said anything, or showed a traceback.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ import threading
 import time
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
-CLOSING = {"__del__", "close", "close_pub", "destroy"}
+MAKING_OR_CLOSING = {"__init__", "__del__", "close", "close_pub", "destroy"}
 CALLBACK = asyncio.Handle._run.__code__
-PATIENCE = 5  # seconds to wait for the end of a close or a callback
+PATIENCE = 5  # seconds to wait for the end of such a moment
 AGAIN = 2  # seconds after which an exception that was raised must have ended the block
 
 
@@ -26,8 +26,8 @@ AGAIN = 2  # seconds after which an exception that was raised must have ended th
 def heard():
     """
     Raise ``SystemExit`` in the block on the first SIGINT or SIGTERM, but not while something is
-    closed nor in a callback of an event loop, and again until the block has ended. Only a process's
-    main thread can hear signals; elsewhere the block is run as it is.
+    made or closed nor in a callback of an event loop, and again until the block has ended. Only a
+    process's main thread can hear signals; elsewhere the block is run as it is.
     """
     since, timers = [], []
 
@@ -74,7 +74,7 @@ def _handled_by(handler):
 def _lost(frame):
     """Return whether what is raised in ``frame`` would not arrive."""
     while frame:
-        if frame.f_code is CALLBACK or frame.f_code.co_name in CLOSING:
+        if frame.f_code is CALLBACK or frame.f_code.co_name in MAKING_OR_CLOSING:
             return True
         frame = frame.f_back
     return False

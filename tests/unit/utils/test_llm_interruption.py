@@ -57,6 +57,23 @@ def test_signal_ends_the_block(number):
     ends(lambda: interrupt(number))
 
 
+class Made:
+    """Is interrupted while it is made, and could not be taken away without all of it."""
+
+    def __init__(self):
+        interrupt()
+        time.sleep(0.1)
+        self.whole = True
+
+    def __del__(self):
+        assert self.whole
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_signal_while_something_is_made_ends_the_block_after_that():
+    ends(Made)
+
+
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_signal_while_something_is_closed_ends_the_block_after_that():
     ends(Closed)
