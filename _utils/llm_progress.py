@@ -84,10 +84,8 @@ class Progress:
         pillar = given.get("pillar") or {}
         if pillar.get("llm_deploy") == self.number:
             return pillar.get("llm_step")
-        words = [each for each in arguments if not isinstance(each, dict)]
-        if data.get("fun") in DEEDS and words[:1] == [self.number]:
-            named = [", ".join(each) if isinstance(each, list) else str(each) for each in words[1:]]
-            return " ".join([DEEDS[data["fun"]], *named])
+        if data.get("fun") in DEEDS and arguments[:1] == [self.number]:
+            return " ".join([DEEDS[data["fun"]], *map(_named, arguments[1:])])
         return None
 
     def _begun(self, jid, what, hosts=()):
@@ -126,6 +124,13 @@ class Progress:
         else:
             print(line, file=self.out, flush=True)
         self.spoken = time.monotonic()
+
+
+def _named(argument):
+    """Return an argument in words; services come as a list, or as a mapping to what serves."""
+    if isinstance(argument, dict):
+        return f"with {', '.join(argument)}"
+    return ", ".join(argument) if isinstance(argument, list) else str(argument)
 
 
 def _under_way(what, hosts):

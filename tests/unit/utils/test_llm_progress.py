@@ -45,7 +45,7 @@ def test_step_is_told_by_its_sentence_with_the_hosts_that_are_still_at_it(told):
     [
         ("llm_deploy.begin", [7], "takes part"),
         ("llm_deploy.take_back", [7, ["head", "tail"]], "takes back head, tail"),
-        ("llm_deploy.go_to", [7, 5, {"head": {}}], "goes to release 5"),
+        ("llm_deploy.go_to", [7, 5, {"head": {}, "tail": {}}], "goes to release 5 with head, tail"),
         ("llm_deploy.end", [7, "taken back"], "notes the release as taken back"),
     ],
 )
