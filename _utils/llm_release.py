@@ -108,7 +108,9 @@ class Releases:
             current = self.current()
             if found := current and self.before(current):
                 return found
-            raise CommandExecutionError("there is no stable release before the current one")
+            raise CommandExecutionError(
+                "there is no stable release before the current one that served anything else"
+            )
         found = self.read(number)
         if not found or not found["hosts"]:
             known = [str(each["number"]) for each in self.all() if each["stable"]]

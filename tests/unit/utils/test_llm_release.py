@@ -73,7 +73,10 @@ def test_containers_are_those_to_go_back_to_as_well(releases, add):
 def test_target_that_there_is_not(releases, add, ends):
     for number, end in enumerate(ends, 1):
         add(number, end)
-    with pytest.raises(CommandExecutionError, match="no stable release before the current"):
+    with pytest.raises(
+        CommandExecutionError,
+        match="no stable release before the current one that served anything else",
+    ):
         releases.target()
 
 
