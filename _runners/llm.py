@@ -324,7 +324,7 @@ def logs(service: Text, lines: Some = 50, errors: bool = False, follow: bool = F
 
 
 @_told
-def verify(model: Text | None = None, client: Text = "default"):
+def verify(model: Text | None = None, client: Text = llm_catalogue.VERIFYING):
     """
     Ask the platform through its public port for a real completion, as a client does, plain and
     streamed, and show where the time went.
@@ -339,7 +339,8 @@ def verify(model: Text | None = None, client: Text = "default"):
     model
         A model of ``site.yaml``. Default: the first.
     client
-        A client of ``site.yaml``, whose key is used. Default: ``default``.
+        A client of ``site.yaml``, whose key is used. Default: ``verify``, which is there without
+        being named.
 
     Exit code: 0 it answered, 1 it did not. JSON: ``{"model": name, "tokens": count, "total":
     seconds, "first_token": seconds of the streamed answer, "hops": {name: seconds}}``.
@@ -870,9 +871,8 @@ def _settings(name):
     """
     pillar = _pillar()
     site = pillar["site"]
-    if name not in site["clients"]:
-        known = ", ".join(site["clients"])
-        raise SaltInvocationError(f'unknown client "{name}"; there are {known}')
+    if name not in (known := llm_catalogue.clients(site)):
+        raise SaltInvocationError(f'unknown client "{name}"; there are {", ".join(known)}')
     host, authority = _address(pillar), os.path.join(site["root"], "trust", "ca.pem")
     if own := site["public_certificate"]:  # which names no address
         host, authority = site["public_name"], own.get("authority", SYSTEM_AUTHORITIES)

@@ -15,6 +15,8 @@ import sys
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.append(_FOLDER)
 
+VERIFYING = "verify"  # the client that proves that clients are served, and what it may ask
+OFTEN = {"unit": "minute", "requests": 60}
 BLOCK = 16  # addresses of the network for each slot
 MASK = "**********"  # what Salt 3008 gives in place of a pillar value that it thinks secret
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt])")
@@ -132,6 +134,14 @@ def files_version(*folders):
     return sorted(found)
 
 
+def clients(site):
+    """
+    Return the clients of ``site`` and their own limits, with the one that proves that clients are
+    served: it has a limit to itself, so that others who are above theirs do not end a deploy.
+    """
+    return site["clients"] | {VERIFYING: site["clients"].get(VERIFYING) or OFTEN}
+
+
 def wanted_secrets(services, site, carried):
     """
     Return the names of the secrets that the services named by ``carried`` need, sorted. A whole
@@ -140,7 +150,7 @@ def wanted_secrets(services, site, carried):
     wanted = set()
     for declared in (name for carrier in carried for name in services[carrier]["secrets"]):
         if declared == "clients":
-            wanted.update(f"clients.{client}" for client in site["clients"])
+            wanted.update(f"clients.{client}" for client in clients(site))
         elif declared == "providers":
             models = site["models"].values()
             wanted.update(model["secret"] for model in models if "secret" in model)
@@ -231,7 +241,7 @@ def platform(pillar, host):
     """
     site = dict(pillar["site"])
     limits = pillar["limits"]
-    site["clients"] = {name: limits | (own or {}) for name, own in site["clients"].items()}
+    site["clients"] = {name: limits | (own or {}) for name, own in clients(site).items()}
     site["models"] = {
         name: model | ({"file": model_file(name)} if "sha256" in model else {})
         for name, model in site["models"].items()

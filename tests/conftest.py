@@ -22,7 +22,7 @@ SECRETS = {
     "cache": {"password": "canary-cache-password"},
     "head": {"key": "canary-head-key"},
     "model-proxy": {"key": "canary-model-proxy-key"},
-    "clients": {"default": "canary-client-default"},
+    "clients": {"default": "canary-client-default", "verify": "canary-client-verify"},
     "providers": {},
 }
 

@@ -113,4 +113,7 @@ def test_set_and_client_leave_no_key_behind(command, pillar_root, keyring, tmp_p
 
 def test_client_unknown_ends_with_1(command):
     done = command("llm.client", "nobody")
-    assert (done.returncode, done.stdout) == (1, 'unknown client "nobody"; there are default\n')
+    assert (done.returncode, done.stdout) == (
+        1,
+        'unknown client "nobody"; there are default, verify\n',
+    )

@@ -242,7 +242,7 @@ def test_client_unknown_as_json(llm, generated, event, capsys):
     event.print_func = print
     assert llm.client("nobody")["retcode"] == 1
     assert json.loads(capsys.readouterr().out) == {
-        "error": 'unknown client "nobody"; there are default'
+        "error": 'unknown client "nobody"; there are default, verify'
     }
 
 

@@ -101,6 +101,7 @@ def test_wanted_secrets_names_clients_and_providers(platform):
     assert llm_catalogue.wanted_secrets(services, site, ["tail"]) == [
         "clients.batch",
         "clients.default",
+        "clients.verify",
         "head.key",
     ]
     assert "providers.openai" in llm_catalogue.wanted_secrets(services, site, ["head"])
@@ -141,7 +142,17 @@ def test_platform_gives_each_client_its_limits(pillar):
     assert clients == {
         "default": {"unit": "minute", "requests": 60},
         "batch": {"unit": "minute", "requests": 600},
+        "verify": {"unit": "minute", "requests": 60},
     }
+
+
+def test_client_that_proves_has_a_limit_to_itself(pillar):
+    pillar["limits"] = {"unit": "day", "requests": 1}
+    clients = llm_catalogue.platform(pillar, "node1")["site"]["clients"]
+    assert clients["verify"] == {"unit": "minute", "requests": 60}
+    pillar["site"]["clients"]["verify"] = {"requests": 5}
+    clients = llm_catalogue.platform(pillar, "node1")["site"]["clients"]
+    assert clients["verify"] == {"unit": "day", "requests": 5}
 
 
 def test_platform_leaves_the_pillar_as_it_is(pillar, compile_pillar):

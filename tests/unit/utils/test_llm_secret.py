@@ -35,6 +35,7 @@ def test_generate_makes_all_that_services_and_clients_need(generated, keyring):
     assert llm_secret.names(generated) == [
         "cache.password",
         "clients.default",
+        "clients.verify",
         "head.key",
         "model-proxy.key",
     ]
@@ -247,5 +248,5 @@ def test_problems_of_another_group_than_the_file_says(spoil):
 
 def test_problems_without_a_keyring_says_so_for_each(generated, tmp_path):
     found = reviewed(generated, llm_keyring.Keyring(str(tmp_path / "none")))
-    assert len(found) == 4
+    assert len(found) == 5
     assert all("there is no keyring in" in line for line in found)
