@@ -48,7 +48,8 @@ def _misgiven(keys):
     if strange:
         import llm_review  # few give what they must not
 
-        ours, _ = llm_review.compiler(__opts__)(__opts__["id"], ())
+        compiled = llm_review.compiler(__opts__, __opts__.get("ext_pillar", ()))
+        ours, _ = compiled(__opts__["id"], ())
     problems = [unknown(("pillar",), "key", keys, key) for key in strange if key not in ours]
     known, chosen = list(platform()["services"]), __pillar__.get("llm_services") or []
     if isinstance(chosen, list):

@@ -397,7 +397,8 @@ def _start(wanted, snapshot, why):
         plan = __salt__["llm_container.plan"](sum((specs for specs, _ in found), []))
         if not plan["conflicts"] + plan["missing"]:
             ahead = [each for each in plan["ahead"] if each["service"] not in changed]
-            __salt__["llm_container.execute"](plan | {"operations": ahead}, heals=True)
+            if ahead:
+                __salt__["llm_container.execute"](plan | {"operations": ahead}, heals=True)
 
 
 def _go(wanted, snapshot, number, why):

@@ -284,8 +284,15 @@ def remembered():
     each container was made.
     """
     folder = _folder()
-    known = folder and _read(folder, llm_watch.DEPLOYED)
-    return {service: each["made"] for service, each in known["services"].items()} if known else {}
+    known = (folder and _read(folder, llm_watch.DEPLOYED)) or {"services": {}}
+    return {
+        service: {
+            # The name is not there where it was remembered by an earlier version.
+            replica: {"container": f"{service} {replica}"} | one
+            for replica, one in each["made"].items()
+        }
+        for service, each in known["services"].items()
+    }
 
 
 def _serving(service):

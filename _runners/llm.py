@@ -324,7 +324,7 @@ def logs(service: Text, lines: Some = 50, errors: bool = False, follow: bool = F
 
 
 @_told
-def verify(model: Text | None = None, client: Text = llm_catalogue.VERIFYING):
+def verify(model: Text | None = None, client: Text | None = None):
     """
     Ask the platform through its public port for a real completion, as a client does, plain and
     streamed, and show where the time went.
@@ -340,7 +340,7 @@ def verify(model: Text | None = None, client: Text = llm_catalogue.VERIFYING):
         A model of ``site.yaml``. Default: the first.
     client
         A client of ``site.yaml``, whose key is used. Default: ``verify``, which is there without
-        being named.
+        being named, or where tail goes by older keys the first that it knows.
 
     Exit code: 0 it answered, 1 it did not. JSON: ``{"model": name, "tokens": count, "total":
     seconds, "first_token": seconds of the streamed answer, "hops": {name: seconds}}``.
@@ -348,8 +348,14 @@ def verify(model: Text | None = None, client: Text = llm_catalogue.VERIFYING):
     pillar = _pillar()
     site = pillar["site"]
     model = model or next(iter(site["models"]))
-    settings = _settings(client) | {"base_url": _base_url(site, _address(pillar))}
-    found = llm_completion.verify(**settings, model=model, server_name=site["public_name"])
+    server = {"base_url": _base_url(site, _address(pillar)), "server_name": site["public_name"]}
+    *others, last = [client] if client else llm_catalogue.clients(site)
+    for name in others:
+        with contextlib.suppress(llm_completion.KeyRefused):
+            found = llm_completion.verify(**_settings(name) | server, model=model)
+            break
+    else:
+        found = llm_completion.verify(**_settings(last) | server, model=model)
     return _answer(found, llm_report.completion(found))
 
 
@@ -749,11 +755,12 @@ def _release(orchestration, wait, test, knobs=None, **pillar):
     # As in `_told`.
     shown = functools.partial(_answer, event=__jid_event__)
     wanted = _pillar()
-    llm_knob.check(knobs or {}, wanted)
+    if knobs:
+        llm_knob.check(knobs, wanted)
     number = max(_free(wait).next(), _releases().next())
     knob = llm_knob.turned(_pillar_root(), wanted["site"]["environment"], knobs)
-    with llm_interruption.ignored(), knob as turned:
-        outcome, interrupted = _orchestrated(orchestration, number, test, pillar)
+    with contextlib.ExitStack() as to_the_end, knob as turned:
+        outcome, interrupted = _orchestrated(orchestration, number, test, pillar, to_the_end)
         if test:
             text, retcode = llm_report.foreseen(outcome), outcome.get("retcode", 0)
             return shown(outcome, text, retcode=retcode)
@@ -794,15 +801,17 @@ def _free(wait):
     return lock_
 
 
-def _orchestrated(orchestration, number, test, pillar):
+def _orchestrated(orchestration, number, test, pillar, to_the_end):
     """
     Run an orchestration with its progress. When it is interrupted, what it has switched goes back.
+    What comes then, and until ``to_the_end`` is closed, is carried through.
 
     Returns what the last orchestration returned, and whether there was an interruption.
     """
     orchestrate = functools.partial(__salt__["state.orchestrate"], test=test)
     with llm_progress.Progress(__opts__, number) as progress:
         try:
+            to_the_end.enter_context(llm_interruption.ignored())
             with llm_interruption.heard():
                 if orchestration == "orch.deploy" and not test:
                     pillar = pillar | _announced(pillar, progress)

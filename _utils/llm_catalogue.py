@@ -139,7 +139,7 @@ def clients(site):
     Return the clients of ``site`` and their own limits, with the one that proves that clients are
     served: it has a limit to itself, so that others who are above theirs do not end a deploy.
     """
-    return site["clients"] | {VERIFYING: site["clients"].get(VERIFYING) or OFTEN}
+    return {VERIFYING: OFTEN} | site["clients"]
 
 
 def wanted_secrets(services, site, carried):

@@ -17,6 +17,12 @@ UPSTREAM = "x-envoy-upstream-service-time"  # milliseconds that tail waited for 
 TIMING = "server-timing"  # milliseconds that mesh waited for head
 
 
+class KeyRefused(CommandExecutionError):
+    """
+    The key is not one that tail has.
+    """
+
+
 def verify(base_url, model, api_key, ca_file=None, server_name=None, timeout=60):
     """
     Ask for a completion twice, plain and streamed.
@@ -38,7 +44,8 @@ def verify(base_url, model, api_key, ca_file=None, server_name=None, timeout=60)
     "first_token": seconds to the first piece of the streamed one, "hops": {hop: seconds}}``: the
     hops' seconds are each one's own, and add up to the total.
 
-    Raises ``CommandExecutionError`` with the hop that failed and how.
+    Raises ``CommandExecutionError`` with the hop that failed and how, ``KeyRefused`` where it is
+    the key.
     """
     import httpx
 
@@ -54,7 +61,8 @@ def verify(base_url, model, api_key, ca_file=None, server_name=None, timeout=60)
             first_token = _streamed(client, model, "head", extensions)
         except httpx.HTTPStatusError as err:
             refused = _refused(err.response, model).replace(api_key, "[redacted]")
-            raise CommandExecutionError(refused) from None
+            kind = KeyRefused if err.response.status_code == 401 else CommandExecutionError
+            raise kind(refused) from None
         except httpx.HTTPError as err:
             raise CommandExecutionError(_unanswered(err, base_url, timeout)) from None
         except CommandExecutionError as err:

@@ -35,8 +35,9 @@ def heard():
         since.append(time.monotonic())
         lost = _lost(frame) and time.monotonic() < since[0] + PATIENCE
         told = functools.partial(signal.pthread_kill, threading.main_thread().ident, number)
-        timers.append(threading.Timer(0.05 if lost else AGAIN, told))
-        timers[-1].start()
+        timer = threading.Timer(0.05 if lost else AGAIN, told)
+        timer.start()
+        timers.append(timer)
         if not lost:
             raise SystemExit
 

@@ -84,8 +84,9 @@ class Progress:
         pillar = given.get("pillar") or {}
         if pillar.get("llm_deploy") == self.number:
             return pillar.get("llm_step")
-        if data.get("fun") in DEEDS and arguments[:1] == [self.number]:
-            return " ".join([DEEDS[data["fun"]], *map(_named, arguments[1:])])
+        deed = DEEDS.get(str(data.get("fun")))  # a list where somebody asks for several at once
+        if deed and arguments[:1] == [self.number]:
+            return " ".join([deed, *map(_named, arguments[1:])])
         return None
 
     def _begun(self, jid, what, hosts=()):

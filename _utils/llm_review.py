@@ -267,7 +267,7 @@ def compile_error(error):
     return Finding(f"pillar/{file}", int(number[1]) if number else 0, text[:200])
 
 
-def compiler(opts):
+def compiler(opts, external=()):
     """
     Return a function that compiles the pillar of a host as the master does, for ``problems``. It
     takes the host's id and the SLS files that others read, and returns the pillar and its errors:
@@ -275,11 +275,14 @@ def compiler(opts):
 
     opts
         The configuration of a master, or of a minion.
+    external
+        What Salt asks for more pillar, as its ``ext_pillar``. Default: nothing, it is not ours.
     """
     import salt.pillar
 
     def compiled(host, read):
-        own = dict(opts, pillar_safe_render_error=False, pillar_cache=False, ext_pillar=[])
+        own = dict(opts, pillar_safe_render_error=False, pillar_cache=False)
+        own |= {"ext_pillar": list(external)}
         own |= {"file_client": "local", "pillar": {}}  # Salt would lay it under what it compiles
         # Salt logs the lines around a mistake, which are not for everyone's eyes.
         before = logging.root.manager.disable

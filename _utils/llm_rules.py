@@ -184,9 +184,10 @@ def _health(services):
             yield Problem((*path, "json"), "found without http", "a check of http")
         asked = {(*path, "redis"): health.get("redis")}
         asked[("services", name, "smoke_test")] = service["smoke_test"]
+        single = [secret for secret in service["secrets"] if "." in secret]  # no whole group
         for where, wanted in asked.items():
-            if wanted and wanted not in service["secrets"]:
-                hint = guess(wanted, service["secrets"])
+            if wanted and wanted not in single:
+                hint = guess(wanted, single)
                 yield Problem(where, f'found "{wanted}"', "one of the service's secrets", hint)
         if service["smoke_test"] and service["protocol"] != "http":
             found = f"does not go with protocol {service['protocol']}"

@@ -303,7 +303,7 @@ def test_settings_of_a_client(platform):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["llm.client", "nobody"], 'unknown client "nobody"; there are default, verify'),
+        (["llm.client", "nobody"], 'unknown client "nobody"; there are verify, default'),
         (["llm.logs", "nothing"], 'unknown service "nothing"; there are mesh, '),
         (["llm.secret", "set", "clients.nobody"], 'nothing needs a secret "clients.nobody"'),
         (["llm.verify", "model=large"], "model=large"),

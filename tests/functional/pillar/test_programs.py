@@ -115,5 +115,5 @@ def test_client_unknown_ends_with_1(command):
     done = command("llm.client", "nobody")
     assert (done.returncode, done.stdout) == (
         1,
-        'unknown client "nobody"; there are default, verify\n',
+        'unknown client "nobody"; there are verify, default\n',
     )

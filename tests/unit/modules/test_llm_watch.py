@@ -433,6 +433,13 @@ def test_remember_what_should_run_and_does_not(llm_watch, containers, tmp_path):
     assert found["services"]["head"]["made"]["1"]["digest"] == "v1:c"
 
 
+def test_remembered_by_an_earlier_version_has_no_names(llm_watch, tmp_path):
+    known = llm_record.read(tmp_path / "deployed.json")
+    known["services"]["head"]["made"] = {"1": MADE | {"digest": "v1:a"}}
+    llm_record.write(tmp_path / "deployed.json", known)
+    assert llm_watch.remembered()["head"]["1"]["container"] == "head 1"
+
+
 def test_remembered_of_a_host_without_a_deploy(llm_watch, tmp_path):
     (tmp_path / "deployed.json").unlink()
     assert llm_watch.remembered() == {}

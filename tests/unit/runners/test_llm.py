@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import llm_catalogue
+import llm_completion
 import llm_lock
 import llm_release
 import llm_review
@@ -45,6 +46,16 @@ def llm(configure_loader, pillar_root, keyring, repository, tmp_path, event, out
         **output,
     }
     return configure_loader(llm_runner, opts=opts, context=context, jid_event=event)
+
+
+@pytest.fixture
+def verify(monkeypatch):
+    """The question for a completion."""
+    asked = create_autospec(llm_completion.verify)
+    monkeypatch.setattr(llm_completion, "verify", asked)
+    found = {"model": "tiny", "tokens": 8, "total": 1.0, "first_token": 0.5, "hops": {}}
+    asked.return_value = found
+    return asked
 
 
 @pytest.fixture
@@ -196,6 +207,37 @@ def test_secret_list_shows_names_alone(llm, generated, event, capsys, pillar_roo
     assert llm_secret.value(pillar_root, keyring, "cache.password") not in shown
 
 
+def keys(verify, pillar_root, keyring):
+    """Return the clients as which a completion was asked for."""
+    known = {
+        llm_secret.value(pillar_root, keyring, f"clients.{name}"): name
+        for name in ("verify", "default")
+    }
+    return [known[call.kwargs["api_key"]] for call in verify.call_args_list]
+
+
+def test_verify_asks_as_a_client_of_its_own(llm, generated, verify, pillar_root, keyring):
+    assert llm.verify()["retcode"] == 0
+    assert keys(verify, pillar_root, keyring) == ["verify"]
+
+
+def test_verify_asks_as_another_client_where_tail_has_older_keys(
+    llm, generated, verify, pillar_root, keyring
+):
+    """As after going back to where its key was another one."""
+    verify.side_effect = [llm_completion.KeyRefused("no"), verify.return_value]
+    assert llm.verify()["retcode"] == 0
+    assert keys(verify, pillar_root, keyring) == ["verify", "default"]
+
+
+def test_verify_of_a_client_asks_as_no_other(llm, generated, verify, pillar_root, keyring):
+    verify.side_effect = llm_completion.KeyRefused("tail refuses the key")
+    assert llm.verify(client="verify")["error"] == "tail refuses the key"
+    assert keys(verify, pillar_root, keyring) == ["verify"]
+    assert llm.verify()["retcode"] == 1
+    assert keys(verify, pillar_root, keyring) == ["verify", "verify", "default"]
+
+
 def test_client_shows_what_a_client_needs(llm, generated, event, capsys, pillar_root, keyring):
     event.print_func = print
     answer = llm.client()
@@ -242,7 +284,7 @@ def test_client_unknown_as_json(llm, generated, event, capsys):
     event.print_func = print
     assert llm.client("nobody")["retcode"] == 1
     assert json.loads(capsys.readouterr().out) == {
-        "error": 'unknown client "nobody"; there are default, verify'
+        "error": 'unknown client "nobody"; there are verify, default'
     }
 
 

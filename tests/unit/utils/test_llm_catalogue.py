@@ -150,9 +150,9 @@ def test_client_that_proves_has_a_limit_to_itself(pillar):
     pillar["limits"] = {"unit": "day", "requests": 1}
     clients = llm_catalogue.platform(pillar, "node1")["site"]["clients"]
     assert clients["verify"] == {"unit": "minute", "requests": 60}
-    pillar["site"]["clients"]["verify"] = {"requests": 5}
+    pillar["site"]["clients"]["verify"] = {}
     clients = llm_catalogue.platform(pillar, "node1")["site"]["clients"]
-    assert clients["verify"] == {"unit": "day", "requests": 5}
+    assert clients["verify"] == {"unit": "day", "requests": 1}
 
 
 def test_platform_leaves_the_pillar_as_it_is(pillar, compile_pillar):

@@ -119,6 +119,13 @@ def test_verify_tells_of_the_hops_that_tell_of_themselves(platform_server, heade
     assert list(verify(platform_server)["hops"]) == hops
 
 
+@pytest.mark.parametrize("kind", ["plain", "streamed"])
+def test_verify_tells_a_key_that_is_refused_from_other_failures(platform_server, kind):
+    setattr(platform_server, kind, (401, {}, error("wrong key")))
+    with pytest.raises(llm_completion.KeyRefused):
+        verify(platform_server)
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

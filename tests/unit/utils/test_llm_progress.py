@@ -54,6 +54,11 @@ def test_what_a_host_does_is_told_in_words(told, function, arguments, words):
     assert lines == [f"node1: {words}: under way", f"node1: {words}: done"]
 
 
+def test_questions_of_somebody_else_are_not_told(told):
+    both = {"fun": ["llm_deploy.begin", "test.ping"], "arg": [[7], []]}
+    assert told(new(both, "node1"), new({"fun": "llm_deploy.begin", "arg": [8]}, "node1"))[0] == []
+
+
 def test_completion_is_waited_for(told):
     assert told(("salt/run/2/new", VERIFY))[1] == "A client gets a completion: under way"
     lines, _ = told(("salt/run/2/ret", VERIFY | {"success": False}))

@@ -396,6 +396,12 @@ MISTAKES = {
         "smoke_test: head.kez",
         'head.smoke_test: found "head.kez"; .*; did you mean "head.key"',
     ),
+    "a smoke test with more than one secret": (
+        SERVICES,
+        "smoke_test: head.key",
+        "smoke_test: providers",
+        'head.smoke_test: found "providers"; expected one of the service\'s secrets',
+    ),
     "a smoke test of what is not asked by HTTP": (
         SERVICES,
         "health: {redis: cache.password}",
