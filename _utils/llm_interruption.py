@@ -26,8 +26,9 @@ AGAIN = 2  # seconds after which an exception that was raised must have ended th
 def heard():
     """
     Raise ``SystemExit`` in the block on the first SIGINT or SIGTERM, but not while something is
-    made or closed nor in a callback of an event loop, and again until the block has ended. Only a
-    process's main thread can hear signals; elsewhere the block is run as it is.
+    made or closed nor in a callback of an event loop, again until the block has ended, and also
+    where that has come to its own end. Only a process's main thread can hear signals; elsewhere the
+    block is run as it is.
     """
     since, timers = [], []
 
@@ -49,6 +50,8 @@ def heard():
             for timer in timers:
                 timer.cancel()
                 timer.join()
+        if since:  # somebody has caught it
+            raise SystemExit
 
 
 def ignored():

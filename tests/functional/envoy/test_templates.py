@@ -147,6 +147,7 @@ def test_rate_limiter_counts_each_client(pillar):
         "descriptors": [
             {"key": "client", "value": "batch", "rate_limit": limit("hour", 600)},
             {"key": "client", "value": "default", "rate_limit": limit("minute", 60)},
+            {"key": "client", "value": "verify", "rate_limit": limit("minute", 60)},
             {"key": "client", "rate_limit": limit("minute", 60)},
         ],
     }

@@ -117,6 +117,11 @@ def test_signal_that_somebody_has_caught_comes_again(monkeypatch):
     ends(caught)
 
 
+def test_signal_that_somebody_has_caught_is_raised_at_the_end_of_the_block():
+    with pytest.raises(SystemExit), llm_interruption.heard(), contextlib.suppress(SystemExit):
+        interrupt()
+
+
 def test_signal_in_a_block_that_is_carried_through():
     with llm_interruption.ignored():
         interrupt()
