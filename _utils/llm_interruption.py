@@ -3,9 +3,10 @@ Ctrl-C and SIGTERM that are heard, whatever the command is at.
 
 What a signal's handler raises while Python takes an object away is dropped ("Exception ignored
 in"); an object that it leaves half-made fails when it is taken away; what it raises in a callback
-of an event loop stays with its task, which tells it then ("Task exception was never retrieved").
-Salt opens and closes a loop for each of its questions: one in some hundred interruptions met such a
-moment, and the command went on as if nobody had said anything, or showed a traceback.
+of an event loop stays with its task, which tells it then ("Task exception was never retrieved");
+and Salt's loader goes on without a module in whose import it comes. Salt opens and closes a loop
+for each of its questions: one in some hundred interruptions met such a moment, and the command went
+on as if nobody had said anything, or showed a traceback.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import threading
 import time
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
-MAKING_OR_CLOSING = {"__init__", "__del__", "close", "close_pub", "destroy"}
+MAKING_OR_CLOSING = {"__init__", "__del__", "close", "close_pub", "destroy", "_load_module"}
 CALLBACK = asyncio.Handle._run.__code__
 PATIENCE = 5  # seconds to wait for the end of such a moment
 AGAIN = 2  # seconds after which an exception that was raised must have ended the block
@@ -26,9 +27,9 @@ AGAIN = 2  # seconds after which an exception that was raised must have ended th
 def heard():
     """
     Raise ``SystemExit`` in the block on the first SIGINT or SIGTERM, but not while something is
-    made or closed nor in a callback of an event loop, again until the block has ended, and also
-    where that has come to its own end. Only a process's main thread can hear signals; elsewhere the
-    block is run as it is.
+    made, loaded or closed nor in a callback of an event loop, again until the block has ended, and
+    also where that has come to an end of its own. Only a process's main thread can hear signals;
+    elsewhere the block is run as it is.
     """
     since, timers = [], []
 
@@ -46,6 +47,9 @@ def heard():
         try:
             with _handled_by(interrupt):
                 yield
+        except Exception:
+            if not since:  # else it may come of what somebody has caught
+                raise
         finally:
             for timer in timers:
                 timer.cancel()

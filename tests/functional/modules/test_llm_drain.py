@@ -8,6 +8,7 @@ import time
 import pytest
 
 from _modules import llm_drain
+from tests.support.operator import until
 
 pytestmark = pytest.mark.docker
 
@@ -32,7 +33,7 @@ def test_wait_for_a_server_until_it_has_no_connection(site, engine, image, netwo
     (found,) = site.call("llm_container.list", "web")
     pid = engine.inspect(found["name"])["State"]["Pid"]
     with connected((found["address"], 8000)):
-        assert llm_drain._open(pid, {8000}) == 1
+        until(lambda: llm_drain._open(pid, {8000}) == 1)  # once the server has accepted it
         assert site.call("llm_drain.wait", found["name"], timeout=1.5) == 1
     assert site.call("llm_drain.wait", found["name"], timeout=30) == 0
     assert llm_drain._open(pid, {8000}) == 0

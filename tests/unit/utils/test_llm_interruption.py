@@ -122,6 +122,20 @@ def test_signal_that_somebody_has_caught_is_raised_at_the_end_of_the_block():
         interrupt()
 
 
+def test_failure_that_comes_of_a_signal_that_somebody_has_caught_is_none():
+    def fails():
+        with contextlib.suppress(SystemExit):
+            interrupt()
+        raise KeyError("state.sls")
+
+    ends(fails)
+
+
+def test_failure_without_a_signal_is_raised():
+    with pytest.raises(KeyError, match="other"), llm_interruption.heard():
+        raise KeyError("other")
+
+
 def test_signal_in_a_block_that_is_carried_through():
     with llm_interruption.ignored():
         interrupt()
