@@ -59,8 +59,8 @@ def look(root=None):
     Returns the seconds after which it wants to look again, ``None`` when it has no need to.
     """
     folder = _folder(root)
-    deployed = _read(folder, llm_watch.DEPLOYED)
-    if not deployed or not deployed["services"]:
+    deployed = _deployed(folder)
+    if not deployed["services"]:
         return None
     __salt__["llm_config.assume"](deployed["platform"])
     with llm_watch.turn(folder) as mine:
@@ -248,7 +248,7 @@ def remember(service, changed=True):
     """
     folder = _folder()
     path = folder and folder / llm_watch.DEPLOYED
-    known = (path and _read(folder, path.name)) or {"platform": None, "services": {}}
+    known = _deployed(folder)
     services, made = dict(known["services"]), _serving(service)
     if not made:
         if services.pop(service, None):
@@ -283,16 +283,20 @@ def remembered():
     Returns ``{service: {replica: {"container", "digest", "parts", "rollout", "version"}}}``: how
     each container was made.
     """
-    folder = _folder()
-    known = (folder and _read(folder, llm_watch.DEPLOYED)) or {"services": {}}
     return {
         service: {
             # The name is not there where it was remembered by an earlier version.
             replica: {"container": f"{service} {replica}"} | one
             for replica, one in each["made"].items()
         }
-        for service, each in known["services"].items()
+        for service, each in _deployed(_folder())["services"].items()
     }
+
+
+def _deployed(folder):
+    """Return what was remembered in ``folder``, and the platform that it was deployed with."""
+    known = folder and _read(folder, llm_watch.DEPLOYED)
+    return known or {"platform": None, "services": {}}
 
 
 def _serving(service):

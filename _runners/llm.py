@@ -349,13 +349,14 @@ def verify(model: Text | None = None, client: Text | None = None):
     site = pillar["site"]
     model = model or next(iter(site["models"]))
     server = {"base_url": _base_url(site, _address(pillar)), "server_name": site["public_name"]}
-    *others, last = [client] if client else llm_catalogue.clients(site)
-    for name in others:
-        with contextlib.suppress(llm_completion.KeyRefused):
+    names = [client] if client else list(llm_catalogue.clients(site))
+    for name in names:
+        try:
             found = llm_completion.verify(**_settings(name) | server, model=model)
             break
-    else:
-        found = llm_completion.verify(**_settings(last) | server, model=model)
+        except llm_completion.KeyRefused:
+            if name == names[-1]:
+                raise
     return _answer(found, llm_report.completion(found))
 
 

@@ -15,8 +15,8 @@ import sys
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.append(_FOLDER)
 
-VERIFYING = "verify"  # the client that proves that clients are served, and what it may ask
-OFTEN = {"unit": "minute", "requests": 60}
+VERIFYING = "verify"  # the client that proves that clients are served
+OFTEN = {"unit": "minute", "requests": 60}  # what it may ask
 BLOCK = 16  # addresses of the network for each slot
 MASK = "**********"  # what Salt 3008 gives in place of a pillar value that it thinks secret
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt])")
@@ -136,7 +136,7 @@ def files_version(*folders):
 
 def clients(site):
     """
-    Return the clients of ``site`` and their own limits, with the one that proves that clients are
+    Return the clients of ``site`` and their own limits, first the one that proves that clients are
     served: it has a limit to itself, so that others who are above theirs do not end a deploy.
     """
     return {VERIFYING: OFTEN} | site["clients"]

@@ -17,7 +17,7 @@ import threading
 import time
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
-MAKING_OR_CLOSING = {"__init__", "__del__", "close", "close_pub", "destroy", "_load_module"}
+FRAGILE = {"__init__", "__del__", "close", "close_pub", "destroy", "_load_module"}
 CALLBACK = asyncio.Handle._run.__code__
 PATIENCE = 5  # seconds to wait for the end of such a moment
 AGAIN = 2  # seconds after which an exception that was raised must have ended the block
@@ -82,7 +82,7 @@ def _handled_by(handler):
 def _lost(frame):
     """Return whether what is raised in ``frame`` would not arrive."""
     while frame:
-        if frame.f_code is CALLBACK or frame.f_code.co_name in MAKING_OR_CLOSING:
+        if frame.f_code is CALLBACK or frame.f_code.co_name in FRAGILE:
             return True
         frame = frame.f_back
     return False

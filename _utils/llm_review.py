@@ -282,7 +282,7 @@ def compiler(opts, external=()):
 
     def compiled(host, read):
         own = dict(opts, pillar_safe_render_error=False, pillar_cache=False)
-        own |= {"ext_pillar": list(external)}
+        own["ext_pillar"] = list(external)
         own |= {"file_client": "local", "pillar": {}}  # Salt would lay it under what it compiles
         # Salt logs the lines around a mistake, which are not for everyone's eyes.
         before = logging.root.manager.disable

@@ -235,7 +235,8 @@ def test_secret_returns_the_value(llm_config):
 
 def test_secret_group_holds_the_clients_of_the_site_alone(llm_config, pillar):
     pillar["secrets"]["clients"]["gone"] = "canary-client-gone"
-    assert llm_config.secret("clients").keys() == {"default", "verify"}
+    expected = {"default": "canary-client-default", "verify": "canary-client-verify"}
+    assert llm_config.secret("clients") == expected
     assert llm_config.secret("providers") == {}
 
 
